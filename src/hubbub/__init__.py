@@ -1,0 +1,1 @@
+"""Hubbub: a real-time server and toolkit for FastAPI."""
