@@ -1,1 +1,61 @@
-"""Hubbub: a real-time server and toolkit for FastAPI."""
+"""Hubbub: a real-time server and toolkit for FastAPI.
+
+>>> from fastapi import FastAPI
+>>> from hubbub import Hubbub
+>>> app = FastAPI()
+>>> hub = Hubbub(app, secret="at least thirty-two bytes of your own")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hubbub.app import Hubbub as Hubbub
+    from hubbub.app import create_app as create_app
+    from hubbub.auth import issue_token as issue_token
+    from hubbub.errors import ClientError as ClientError
+    from hubbub.errors import CloseCode as CloseCode
+    from hubbub.errors import ConfigurationError as ConfigurationError
+    from hubbub.errors import ErrorCode as ErrorCode
+    from hubbub.errors import HubbubError as HubbubError
+    from hubbub.messages import Position as Position
+    from hubbub.settings import ChannelOptions as ChannelOptions
+    from hubbub.settings import Settings as Settings
+
+_WHERE = {
+    "Hubbub": "hubbub.app",
+    "create_app": "hubbub.app",
+    "issue_token": "hubbub.auth",
+    "ClientError": "hubbub.errors",
+    "CloseCode": "hubbub.errors",
+    "ConfigurationError": "hubbub.errors",
+    "ErrorCode": "hubbub.errors",
+    "HubbubError": "hubbub.errors",
+    "Position": "hubbub.messages",
+    "ChannelOptions": "hubbub.settings",
+    "Settings": "hubbub.settings",
+}
+__all__ = [  # noqa: RUF022  # as _WHERE has them
+    "Hubbub",
+    "create_app",
+    "issue_token",
+    "ClientError",
+    "CloseCode",
+    "ConfigurationError",
+    "ErrorCode",
+    "HubbubError",
+    "Position",
+    "ChannelOptions",
+    "Settings",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'hubbub' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)

@@ -53,18 +53,22 @@ class Settings(BaseSettings):
     # -- who may come in
     data_dir: Path = Field(default=Path(".hubbub"), description="Where the server keeps its files.")
     dev: bool = Field(
-        default=False, description="Development mode: login by name, /ws/echo. Set by `hubbub serve` on a loopback host."
+        default=False,
+        description="Development mode: login by name, /ws/echo. Set by `hubbub serve` on a loopback host.",
     )
     secret: SecretStr | None = Field(default=None, description="HS256 key for tokens; at least 32 bytes.")
     public_key: str | None = Field(default=None, description="PEM public key, or a path to one: RS*/ES*/EdDSA tokens.")
     algorithms: CommaList = Field(
-        default=(), description="Allowed algorithms; default HS256 with a secret, the key's own family with a public key."
+        default=(),
+        description="Allowed algorithms; default HS256 with a secret, the key's own family with a public key.",
     )
     token_audience: str | None = Field(default=None, description="Required `aud` of tokens, if set.")
     token_issuer: str | None = Field(default=None, description="Required `iss` of tokens, if set.")
-    token_leeway: Seconds = Field(default=5.0, description="Clock skew allowed when a token's times are checked.")
+    token_leeway: Seconds = Field(default=2.0, description="Clock skew allowed when a token's times are checked.")
     cookie_name: str = Field(default="hubbub_token", description="Cookie that may carry the token.")
-    api_keys: CommaList = Field(default=(), description="Keys of the server API, comma-separated; at least 16 characters each.")
+    api_keys: CommaList = Field(
+        default=(), description="Keys of the server API, comma-separated; at least 16 characters each."
+    )
     origins: CommaList = Field(
         default=(),
         description="Origins of browsers allowed besides the same origin, comma-separated (https://app.example); * allows all.",
@@ -76,23 +80,32 @@ class Settings(BaseSettings):
     max_connections_per_address: Count = Field(
         default=1000, description="Connections from one address (one /64 for IPv6); 0 = off."
     )
-    max_channels_per_session: Count = Field(default=128, description="Subscriptions and joined rooms of one session; 0 = off.")
-    max_channels: Count = Field(default=1_000_000, description="Channels with history that the memory broker keeps; 0 = off.")
+    max_channels_per_session: Count = Field(
+        default=128, description="Subscriptions and joined rooms of one session; 0 = off."
+    )
+    max_channels: Count = Field(
+        default=1_000_000, description="Channels with history that the memory broker keeps; 0 = off."
+    )
     max_rooms: Count = Field(default=10_000, description="Rooms kept in memory; 0 = off.")
     max_rooms_per_user: Count = Field(default=100, description="Rooms that one user may create; 0 = off.")
 
     # -- how big
-    max_message_size: int = Field(default=65_536, ge=0, le=1 << 30, description="Bytes of one incoming message; 0 = 1 GiB.")
+    max_message_size: int = Field(
+        default=65_536, ge=0, le=1 << 30, description="Bytes of one incoming message; 0 = 1 GiB."
+    )
     max_fragments: Count = Field(default=64, description="Frames that one incoming message may be split into; 0 = off.")
     max_text_length: Count = Field(default=10_000, description="Characters of a chat message; 0 = off.")
 
     # -- how fast
     rate_limit: Rate = Field(default=20.0, description="Messages per second of one session; 0 = off.")
     rate_burst: Count = Field(default=60, description="Messages that a session may send at once before the rate holds.")
-    user_rate_limit: Rate = Field(default=60.0, description="Messages per second of one user over all sessions; 0 = off.")
+    user_rate_limit: Rate = Field(
+        default=60.0, description="Messages per second of one user over all sessions; 0 = off."
+    )
     user_rate_burst: Count = Field(default=180, description="Burst of one user over all sessions.")
     abuse_limit: Count = Field(
-        default=30, description="Refusals for rate or shape within a minute before the session is closed with 4429; 0 = off."
+        default=30,
+        description="Refusals for rate or shape within a minute before the session is closed with 4429; 0 = off.",
     )
     control_rate_limit: Rate = Field(default=20.0, description="Control frames per second of one connection; 0 = off.")
     control_rate_burst: Count = Field(default=100, description="Burst of control frames of one connection.")
@@ -128,11 +141,15 @@ class Settings(BaseSettings):
     presence_limit: int = Field(
         default=200, ge=1, description="Users of a channel above which counts are sent instead of lists and events."
     )
-    default_rooms: CommaList = Field(default=("general",), description="Rooms that exist from the start, comma-separated.")
+    default_rooms: CommaList = Field(
+        default=("general",), description="Rooms that exist from the start, comma-separated."
+    )
 
     # -- the process
     tcp_user_timeout: Seconds = Field(default=20.0, description="TCP_USER_TIMEOUT: unacknowledged data; 0 = off.")
-    gc_freeze: bool = Field(default=True, description="`hubbub serve`: freeze the heap after start, raise GC thresholds.")
+    gc_freeze: bool = Field(
+        default=True, description="`hubbub serve`: freeze the heap after start, raise GC thresholds."
+    )
     metrics: Literal["open", "loopback", "key", "off"] = Field(
         default="loopback", description="Who may read /metrics: open, loopback peers, an API key or admin token, off."
     )

@@ -1,0 +1,442 @@
+"""The REST side: the server API (publish, notify, who is where), rooms, health, metrics.
+
+Server calls carry ``Authorization: Bearer`` with an API key (HUBBUB_API_KEYS) or a token that has the ``admin`` grant.
+"""
+
+import ipaddress
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import msgspec
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hubbub.auth import Identity, api_key_matches, issue_token, valid_user_id
+from hubbub.commands import check_name, publication_of, who_is_here
+from hubbub.errors import ClientError, CloseCode, ErrorCode
+from hubbub.features.chat import Chat
+from hubbub.features.notifications import Notifications
+from hubbub.hub import Hub
+from hubbub.messages import JSON, NotificationType, RoomInfo, plain_data
+
+MAX_BODY = 1 << 20
+"""Bytes of a request's body."""
+DEV_TOKEN_TTL = 30 * 86_400.0
+
+bearer = HTTPBearer(auto_error=False, description="An API key, or a token (JWT).")
+Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+UserIds: TypeAlias = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=10_000)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NotificationIn(Model):
+    """One of `user_id` and `user_ids` says who gets it."""
+
+    user_id: str | None = Field(default=None, min_length=1, max_length=128)
+    user_ids: UserIds | None = None
+    title: str = Field(min_length=1, max_length=500)
+    message: str = Field(max_length=10_000)
+    notification_type: NotificationType = "info"
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if (self.user_id is None) == (self.user_ids is None):
+            raise ValueError("give user_id or user_ids, and not both")
+        return self
+
+
+class BroadcastIn(Model):
+    title: str = Field(min_length=1, max_length=500)
+    message: str = Field(max_length=10_000)
+    notification_type: NotificationType = "info"
+    exclude_users: UserIds = Field(default_factory=list)
+
+
+class Sent(BaseModel):
+    status: Literal["sent"] = "sent"
+    id: str = Field(description="The notification's id, the same for every receiver.")
+    delivered: int = Field(description="Live sessions that it reached.")
+
+
+class Broadcasted(BaseModel):
+    status: Literal["broadcasted"] = "broadcasted"
+    delivered: int = Field(description="Live sessions that it reached.")
+
+
+class PublishIn(Model):
+    channel: str = Field(max_length=128, examples=["news:sport"])
+    data: Any
+    key: str | None = Field(default=None, max_length=128, description="What `conflate` keeps the newest of.")
+
+
+class Published(BaseModel):
+    channel: str
+    epoch: str
+    offset: int
+
+
+class PresenceOut(BaseModel):
+    channel: str
+    count: int
+    users: dict[str, Any] = Field(description="Empty above HUBBUB_PRESENCE_LIMIT users.")
+
+
+class HistoryOut(BaseModel):
+    channel: str
+    epoch: str
+    offset: int
+    messages: list[Any]
+    more: bool
+
+
+class DisconnectIn(Model):
+    """Who has to go: a user, or the bearer of one token."""
+
+    user_id: str | None = Field(default=None, max_length=128)
+    token_id: str | None = Field(default=None, max_length=256, description="`jti`; always revoked.")
+    revoke: bool = Field(default=False, description="Also refuse the user's tokens issued until now.")
+    reason: str = Field(default="", max_length=100)
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if (self.user_id is None) == (self.token_id is None):
+            raise ValueError("give user_id or token_id, and not both")
+        return self
+
+
+class Disconnected(BaseModel):
+    disconnected: int = Field(description="Sessions that were closed.")
+
+
+class RoomIn(Model):
+    room_id: str = Field(max_length=64, examples=["lobby"])
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+
+
+class RoomOut(BaseModel):
+    room_id: str
+    name: str
+    created_at: str
+    created_by: str | None = None
+    users: int = 0
+
+
+class LoginIn(Model):
+    name: str = Field(min_length=1, max_length=64, examples=["alice"])
+
+
+class LoginOut(BaseModel):
+    token: str
+    user_id: str
+    expires_in: float
+
+
+class HealthOut(BaseModel):
+    status: Literal["healthy", "draining"]
+    active_connections: int
+    uptime: float
+    version: str
+
+
+class BoundedRoute(APIRoute):
+    """A route that reads no more than :data:`MAX_BODY`, and answers wrong JSON of any kind with an error."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            received = 0
+            receive = request.receive
+
+            async def counting() -> Any:
+                nonlocal received
+                message = await receive()
+                received += len(message.get("body", b""))
+                if received > MAX_BODY:
+                    raise ClientError(ErrorCode.TOO_LARGE, f"a request has at most {MAX_BODY} bytes")
+                return message
+
+            try:
+                return await handle(Request(request.scope, counting))
+            except RecursionError:
+                raise ClientError(ErrorCode.INVALID_JSON, "the JSON is nested too deeply") from None
+
+        return bounded
+
+
+class _Collector:
+    def __init__(self, families: Callable[[], list[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families()
+
+
+class Api:
+    """The routes of one hub."""
+
+    def __init__(self, hub: Hub, chat: Chat, notifications: Notifications, below: Callable[[], dict[str, int]]) -> None:
+        self.hub = hub
+        self.chat = chat
+        self.notifications = notifications
+        self.below = below
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(_Collector(self.families))
+        self.router = APIRouter(route_class=BoundedRoute)
+        self._add_server_routes()
+        self._add_room_routes()
+        self._add_health_routes()
+        if hub.settings.dev:
+            self._add_dev_routes()
+
+    # -- who calls
+
+    def _identity(self, credentials: HTTPAuthorizationCredentials | None) -> Identity | None:
+        """The user behind a token; None for an API key.
+
+        :raises ClientError: neither.
+        """
+        if credentials is None:
+            raise ClientError(
+                ErrorCode.AUTHENTICATION_REQUIRED, "send Authorization: Bearer with an API key or a token"
+            )
+        if api_key_matches(credentials.credentials, self.hub.settings.api_keys):
+            return None
+        return self.hub.verifier.verify(credentials.credentials, self.hub.clock.time())
+
+    def _server(self) -> Any:
+        async def server(credentials: Credentials) -> None:
+            identity = self._identity(credentials)
+            if identity is not None and not identity.grants.admin:
+                raise ClientError(ErrorCode.FORBIDDEN, "this takes an API key, or a token with the admin grant")
+
+        return Depends(server)
+
+    def _caller(self) -> Any:
+        async def caller(credentials: Credentials) -> Identity | None:
+            return self._identity(credentials)
+
+        return Depends(caller)
+
+    # -- the server API
+
+    def _add_server_routes(self) -> None:
+        route, hub, server = self.router, self.hub, [self._server()]
+
+        @route.post("/api/notifications/send", tags=["notifications"], dependencies=server)
+        async def send_notification(
+            body: Annotated[NotificationIn | None, Body()] = None,
+            user_id: Annotated[str | None, Query(max_length=128)] = None,
+            title: Annotated[str | None, Query(max_length=500)] = None,
+            message: Annotated[str | None, Query(max_length=10_000)] = None,
+            notification_type: Annotated[NotificationType, Query()] = "info",
+        ) -> Sent:
+            """Notify one or many users on all their devices. Takes a JSON body, or the same as query parameters."""
+            wanted = body or _from_query(
+                NotificationIn, user_id=user_id, title=title, message=message, notification_type=notification_type
+            )
+            users = wanted.user_ids if wanted.user_ids is not None else [wanted.user_id or ""]
+            sent, reached = await self.notifications.send(
+                users, wanted.title, wanted.message, wanted.notification_type, wanted.metadata
+            )
+            return Sent(id=sent, delivered=reached)
+
+        @route.post("/api/notifications/broadcast", tags=["notifications"], dependencies=server)
+        async def broadcast_notification(
+            body: Annotated[BroadcastIn | None, Body()] = None,
+            title: Annotated[str | None, Query(max_length=500)] = None,
+            message: Annotated[str | None, Query(max_length=10_000)] = None,
+            notification_type: Annotated[NotificationType, Query()] = "info",
+        ) -> Broadcasted:
+            """Notify everybody who is signed in. Takes a JSON body, or the same as query parameters."""
+            wanted = body or _from_query(BroadcastIn, title=title, message=message, notification_type=notification_type)
+            reached = await self.notifications.broadcast(
+                wanted.title, wanted.message, wanted.notification_type, wanted.exclude_users
+            )
+            return Broadcasted(delivered=reached)
+
+        @route.post("/api/publish", tags=["channels"], dependencies=server)
+        async def publish(body: PublishIn) -> Published:
+            """Publish on a channel. It is answered once the publication is in the channel's history."""
+            data = plain_data(msgspec.Raw(JSON.encode(body.data)), is_json=True)
+            position = await publish_data(hub, body.channel, data, body.key)
+            return Published(channel=body.channel, epoch=position.epoch, offset=position.offset)
+
+        @route.get("/api/channels/{channel:path}/presence", tags=["channels"], dependencies=server)
+        async def presence(channel: str) -> PresenceOut:
+            """Who is subscribed to a channel."""
+            check_name(channel)
+            users, count = who_is_here(hub, channel)
+            return PresenceOut(channel=channel, count=count, users=users)
+
+        @route.get("/api/channels/{channel:path}/history", tags=["channels"], dependencies=server)
+        async def history(
+            channel: str,
+            after: Annotated[int | None, Query(ge=0)] = None,
+            before: Annotated[int | None, Query(ge=0)] = None,
+            limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        ) -> HistoryOut:
+            """A page of a channel's history, oldest first."""
+            check_name(channel)
+            options = hub.options_for(channel)
+            position, page, more = await hub.broker.history(channel, after, before, limit, options)
+            shown = [msgspec.json.decode(publication.payload) for publication in page]
+            return HistoryOut(channel=channel, epoch=position.epoch, offset=position.offset, messages=shown, more=more)
+
+        @route.post("/api/sessions/disconnect", tags=["sessions"], dependencies=server)
+        async def disconnect(body: DisconnectIn) -> Disconnected:
+            """Close all sessions of a user (and refuse the tokens that they have), or those of one token."""
+            if body.token_id is not None:
+                return Disconnected(disconnected=hub.revoke(token_id=body.token_id))
+            assert body.user_id is not None
+            if body.revoke:
+                return Disconnected(disconnected=hub.revoke(user_id=body.user_id))
+            return Disconnected(disconnected=hub.disconnect(body.user_id, CloseCode.NORMAL, body.reason))
+
+    # -- rooms
+
+    def _add_room_routes(self) -> None:
+        route, chat, caller = self.router, self.chat, self._caller()
+
+        @route.get("/api/rooms", tags=["rooms"])
+        async def list_rooms(identity: Annotated[Identity | None, caller]) -> list[RoomOut]:
+            """The rooms that the caller may join."""
+            rooms = chat.visible_to(None)
+            may = (lambda room: True) if identity is None else identity.grants.may_join
+            return [_room(info) for info in rooms if may(info.room_id)]
+
+        @route.post("/api/rooms", tags=["rooms"], status_code=201)
+        async def create_room(body: RoomIn, identity: Annotated[Identity | None, caller]) -> RoomOut:
+            """Make a room."""
+            if identity is not None and not identity.grants.may_join(body.room_id):
+                raise ClientError(ErrorCode.FORBIDDEN, "the token does not allow this room")
+            room = chat.create(body.room_id, body.name, identity.user_id if identity is not None else None)
+            return _room(chat.info(room))
+
+    # -- health and metrics
+
+    def _add_health_routes(self) -> None:
+        route, hub = self.router, self.hub
+
+        @route.get("/health", tags=["health"])
+        async def health() -> HealthOut:
+            """The guide's health check."""
+            from hubbub import __version__
+
+            return HealthOut(
+                status="draining" if hub.draining else "healthy",
+                active_connections=len(hub.sessions),
+                uptime=round(hub.clock.monotonic() - hub.metrics.started, 3),
+                version=__version__,
+            )
+
+        @route.get("/health/live", tags=["health"])
+        async def live() -> dict[str, str]:
+            """200 while the loop turns."""
+            return {"status": "live"}
+
+        @route.get("/health/ready", tags=["health"], responses={503: {"description": "draining: send nobody here"}})
+        async def ready(response: Response) -> dict[str, str]:
+            """503 once the server drains."""
+            if hub.draining:
+                response.status_code = 503
+                return {"status": "draining"}
+            return {"status": "ready"}
+
+        if hub.settings.metrics != "off":
+
+            @route.get("/metrics", tags=["health"], response_class=Response)
+            async def metrics(request: Request, credentials: Credentials) -> Response:
+                """Prometheus metrics. Who may read them is HUBBUB_METRICS (default: loopback)."""
+                self._may_measure(request, credentials)
+                return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _may_measure(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> None:
+        mode = self.hub.settings.metrics
+        if mode == "open" or (mode == "loopback" and _is_loopback(request)):
+            return
+        identity = self._identity(credentials)
+        if identity is not None and not identity.grants.admin:
+            raise ClientError(ErrorCode.FORBIDDEN, "this takes an API key, or a token with the admin grant")
+
+    def families(self) -> list[Metric]:
+        hub = self.hub
+        return list(
+            hub.metrics.families(
+                active=len(hub.sessions),
+                users=sum(1 for user in hub.users.values() if user.sessions),
+                channels=len(hub.channels),
+                behind=len(hub.behind),
+                received={route.name: route.received for route in hub.routes.values() if route.received},
+                deliveries=hub.fanout.deliveries,
+                batches=hub.fanout.batches,
+                publications=hub.fanout.publications,
+                history_bytes=getattr(hub.broker, "bytes", 0),
+                below=self.below(),
+            )
+        )
+
+    # -- development
+
+    def _add_dev_routes(self) -> None:
+        hub = self.hub
+
+        @self.router.post("/api/dev/login", tags=["development"])
+        async def dev_login(body: LoginIn) -> LoginOut:
+            """A token for a name, without a password. Only in development mode."""
+            if not valid_user_id(body.name):
+                raise ClientError(ErrorCode.INVALID_MESSAGE, "this is no name")
+            token = issue_token(
+                hub.settings,
+                body.name,
+                now=hub.clock.time(),
+                ttl=DEV_TOKEN_TTL,
+                subscribe=("*",),
+                publish=("*",),
+            )
+            return LoginOut(token=token, user_id=body.name, expires_in=DEV_TOKEN_TTL)
+
+
+async def publish_data(hub: Hub, channel: str, data: bytes, key: str | None, user: str | None = None) -> Any:
+    """Publish JSON text on an app's channel; returns the position.
+
+    :raises ClientError: no channel's name, or one that belongs to a feature.
+    """
+    check_name(channel)
+    for prefix, _ in hub.channel_rules:
+        if channel.startswith(prefix):
+            raise ClientError(ErrorCode.FORBIDDEN, f"{prefix}… belongs to a feature: use its own calls")
+    options = hub.options_for(channel)
+    publication = publication_of(channel, data, options, key=key, user=user, at=hub.clock.time())
+    return await hub.broker.publish(channel, publication, options)
+
+
+def _from_query(model: Any, **values: Any) -> Any:
+    try:
+        return model(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]
+        raise RequestValidationError(faults) from None
+
+
+def _room(info: RoomInfo) -> RoomOut:
+    users = info.users if isinstance(info.users, int) else 0
+    return RoomOut(
+        room_id=info.room_id, name=info.name, created_at=info.created_at, created_by=info.created_by, users=users
+    )
+
+
+def _is_loopback(request: Request) -> bool:
+    try:
+        return request.client is None or ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return request.client is not None and request.client.host == "testclient"

@@ -1,0 +1,223 @@
+"""The messages that every client may send, whatever the features: auth, heartbeats, channels.
+
+A handler is called with the session and the decoded message. It raises :class:`ClientError` to refuse, and returns a
+coroutine where it may have to wait (see :meth:`Hub._step`: with the memory broker it never does).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from msgspec import UNSET
+
+from hubbub import messages
+from hubbub.errors import ClientError, ErrorCode
+from hubbub.hub import PERSONAL, Hub, present
+from hubbub.messages import CHANNEL_NAME
+from hubbub.session import Session
+from hubbub.settings import ChannelOptions
+from hubbub.stream import Publication
+
+
+class Commands:
+    """Handlers of the hub's own messages."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        hub.route(messages.Auth, self.auth, anonymous=True)
+        hub.route(messages.Ping, self.ping)
+        hub.route(messages.Heartbeat, self.heartbeat)
+        hub.route(messages.Subscribe, self.subscribe)
+        hub.route(messages.Unsubscribe, self.unsubscribe)
+        hub.route(messages.Publish, self.publish)
+        hub.route(messages.GetHistory, self.history)
+        hub.route(messages.GetPresence, self.presence)
+
+    def auth(self, session: Session, message: messages.Auth) -> None:
+        self.hub.sign_in(session, message.token, message.session, message)
+
+    def ping(self, session: Session, message: messages.Ping) -> None:
+        self.hub.reply(session, messages.Pong(ref=message.ref))
+
+    def heartbeat(self, session: Session, message: messages.Heartbeat) -> None:
+        self.hub.reply(session, messages.HeartbeatAck(ref=message.ref))
+
+    async def subscribe(self, session: Session, message: messages.Subscribe) -> None:
+        hub, name = self.hub, message.channel
+        options = self._may_read(session, name)
+        if name.startswith(PERSONAL):
+            # every session gets its user's channel anyway; this is only about what was missed
+            recovery = await hub.broker.recover(name, message.since, hub.settings.recovery_limit, options)
+        else:
+            recovery = await hub.attach(session, name, message.since, options, watch=message.presence)
+        codec = session.link.lane.codec
+        missed = hub.visible(session, recovery.publications)
+        reply = messages.Subscribed(
+            channel=name,
+            epoch=recovery.position.epoch,
+            offset=recovery.position.offset,
+            recovered=recovery.recovered,
+            messages=[codec.embed(publication.payload) for publication in missed],
+            ref=message.ref,
+        )
+        channel = hub.channels.get(name)
+        if message.presence and channel is not None and channel.roster is not None:
+            count = len(channel.roster)
+            small = count <= hub.settings.presence_limit
+            reply = messages.Subscribed(
+                **{
+                    field: getattr(reply, field)
+                    for field in reply.__struct_fields__
+                    if field not in ("presence", "count")
+                },
+                presence={u: present(dict(p)) for u, p in channel.roster.snapshot().items()} if small else UNSET,
+                count=count,
+            )
+        hub.reply(session, reply)
+        if message.since is not None and not recovery.recovered:
+            position = recovery.position
+            hub.reply(session, messages.Gap(channel=name, epoch=position.epoch, offset=position.offset))
+        session.link.flush()  # before any publication of the channel
+
+    async def unsubscribe(self, session: Session, message: messages.Unsubscribe) -> None:
+        if message.channel.startswith("room:"):
+            raise ClientError(ErrorCode.FORBIDDEN, "leave a room with leave_room")
+        if not self.hub.detach(session, message.channel):
+            raise ClientError(ErrorCode.NOT_SUBSCRIBED, "there is no such subscription")
+        self.hub.reply(session, messages.Unsubscribed(channel=message.channel, ref=message.ref))
+
+    async def publish(self, session: Session, message: messages.Publish) -> None:
+        hub, name = self.hub, message.channel
+        options = hub.options_for(name)
+        self._may_publish(session, name, options)
+        link = session.link
+        codec = link.lane.codec
+        user_id = session.user_id
+        publication = publication_of(
+            name,
+            messages.plain_data(message.data, is_json=codec.is_json),
+            options,
+            key=message.key,
+            user=user_id,
+            origin=session.id if message.exclude_self else None,
+            at=hub.clock.time(),
+        )
+        position = await hub.broker.publish(name, publication, options)
+        link.send(codec.encode(messages.PublishAck(offset=position.offset, epoch=position.epoch, ref=message.ref)))
+
+    async def history(self, session: Session, message: messages.GetHistory) -> None:
+        hub, name = self.hub, message.channel
+        options = self._may_read(session, name)
+        position, page, more = await hub.broker.history(name, message.after, message.before, message.limit, options)
+        codec = session.link.lane.codec
+        reply = messages.HistoryReply(
+            channel=name,
+            epoch=position.epoch,
+            offset=position.offset,
+            messages=[codec.embed(publication.payload) for publication in page],
+            more=more,
+            ref=message.ref,
+        )
+        hub.reply(session, reply)
+
+    async def presence(self, session: Session, message: messages.GetPresence) -> None:
+        options = self._may_read(session, message.channel)
+        if not options.presence:
+            raise ClientError(ErrorCode.FORBIDDEN, "this channel does not tell who is here")
+        users, count = who_is_here(self.hub, message.channel)
+        self.hub.reply(
+            session, messages.PresenceReply(channel=message.channel, users=users, count=count, ref=message.ref)
+        )
+
+    # -- permissions
+
+    def _may_read(self, session: Session, name: str) -> ChannelOptions:
+        """Whether the session may subscribe to a channel, read its history, and see who is there.
+
+        :raises ClientError: the same ``forbidden`` whether the channel exists or not.
+        """
+        hub = self.hub
+        user_id = session.user_id
+        check_name(name, user_id)
+        options = hub.options_for(name)
+        assert session.identity is not None
+        if session.identity.grants.admin:
+            return options
+        for prefix, rule in hub.channel_rules:
+            if name.startswith(prefix):
+                rule.check(session, name)
+                return options
+        if options.subscribe != "anyone" and not session.identity.grants.may_subscribe(name):
+            raise _forbidden(name)
+        return options
+
+    def _may_publish(self, session: Session, name: str, options: ChannelOptions) -> None:
+        check_name(name, session.user_id)
+        assert session.identity is not None
+        grants = session.identity.grants
+        reserved = any(name.startswith(prefix) for prefix, _ in self.hub.channel_rules)
+        if reserved or options.publish == "server":
+            allowed = grants.admin and not reserved
+        elif options.publish == "anyone":
+            allowed = True
+        elif options.publish == "subscribers":
+            allowed = name in session.channels
+        else:
+            allowed = grants.may_publish(name)
+        if not allowed:
+            raise _forbidden(name)
+
+
+def check_name(name: str, user_id: str = "") -> None:
+    """Refuse what is no channel's name.
+
+    :raises ClientError: ``invalid_message``.
+    """
+    if CHANNEL_NAME.fullmatch(name) is None and name != PERSONAL + user_id:
+        raise ClientError(
+            ErrorCode.INVALID_MESSAGE,
+            "a channel is named by 1 to 128 of A-Z a-z 0-9 _ . : @ / + = ~ - - at `$.channel`",
+        )
+
+
+def _forbidden(name: str) -> ClientError:
+    return ClientError(ErrorCode.FORBIDDEN, f"the token does not allow this on {name[:128]!r}")
+
+
+def who_is_here(hub: Hub, name: str) -> tuple[dict[str, dict[str, object]], int]:
+    """The users of a channel as the wire has them (none above HUBBUB_PRESENCE_LIMIT), and how many there are."""
+    channel = hub.channels.get(name)
+    if channel is None or channel.roster is None:
+        return {}, 0
+    count = len(channel.roster)
+    if count > hub.settings.presence_limit:
+        return {}, count
+    return {user: present(dict(here)) for user, here in channel.roster.snapshot().items()}, count
+
+
+@lru_cache(maxsize=16_384)
+def _head(channel: str) -> bytes:
+    return b'{"type":"publication","channel":%b,"offset":' % messages.JSON.encode(channel)
+
+
+def publication_of(
+    channel: str,
+    data: bytes,
+    options: ChannelOptions,
+    *,
+    key: str | None = None,
+    user: str | None = None,
+    origin: str | None = None,
+    at: float = 0.0,
+) -> Publication:
+    """A ``publication`` message of ``data`` (JSON text) for a channel."""
+    tail = b',"data":%b' % data
+    if user is not None:
+        tail += b',"user_id":%b' % messages.JSON.encode(user)
+    if key is not None:
+        tail += b',"key":%b' % messages.JSON.encode(key)
+    tail += b"}"
+    head = _head(channel)
+    if not options.history_size:
+        return Publication(b"%b0%b" % (head, tail), key=key, user=user, origin=origin, at=at)
+    return Publication(head, tail, key=key, user=user, origin=origin, at=at)

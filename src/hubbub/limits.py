@@ -1,0 +1,184 @@
+"""How fast and how many: rates (one float of state each), counted slots, and what counts as one address.
+
+Sans-IO: ``now`` is an argument, in seconds of a clock that never goes back (monotonic), at least 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Final, Generic, TypeVar
+
+_SLACK: Final = 1e-3  # of an interval: covers the rounding of sums of floats, so that a whole burst passes
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate with a burst: the generic cell rate algorithm, in its virtual scheduling form.
+
+    Equivalent to a token bucket that holds ``burst`` tokens and gains one per ``interval``, but its whole state is one
+    float, the theoretical arrival time (*tat*): when the next message is due if they came evenly spaced. Start with
+    0.0; once ``tat <= now`` it says nothing any more and may be forgotten. Source: ATM Forum, Traffic Management
+    Specification 4.0 (af-tm-0056), section 4.4.3; ITU-T I.371 annex A.
+
+    :param interval: seconds per message: 1 / rate.
+    :param tolerance: seconds that a message may come before its due time: (burst - 1) * interval, so that exactly
+        ``burst`` messages pass at once.
+    """
+
+    interval: float
+    tolerance: float
+    _margin: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (0 < self.interval < math.inf and 0 <= self.tolerance < math.inf):
+            raise ValueError("interval must be above 0 and tolerance at least 0, both finite")
+        object.__setattr__(self, "_margin", self.tolerance + self.interval * _SLACK)
+
+    @classmethod
+    def per_second(cls, rate: float, burst: int) -> Rate | None:
+        """``rate`` messages per second, ``burst`` of them at once; None (off) for a rate of 0.
+
+        :raises ValueError: a negative or endless rate, or a burst below 1.
+        """
+        if rate == 0:
+            return None
+        if not 0 < rate < math.inf or burst < 1:
+            raise ValueError("a rate must be positive and finite, its burst at least 1")
+        return cls(1 / rate, (burst - 1) / rate)
+
+    def take(self, tat: float, now: float) -> float:
+        """Ask for one message at ``now``.
+
+        :returns: the new tat (above 0, to be kept) when it conforms; else a negative number, and the old tat stays:
+            minus the seconds after which it would conform.
+        """
+        if tat <= now:
+            return now + self.interval
+        if tat - now <= self._margin:
+            return tat + self.interval
+        return self.tolerance - (tat - now)
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class KeyedRate(Generic[K]):
+    """One rate for each of many keys (users, say), in bounded memory.
+
+    Keys are kept in the order of their last admitted message. Each new key drops up to two idle ones from the old
+    end, so memory follows the keys that were active lately even without :meth:`sweep`. When ``capacity`` is reached
+    all the same, the key that was admitted longest ago is evicted: at worst it gets a fresh burst early. A key that
+    uses up its rate is the last to be evicted.
+
+    :param capacity: keys remembered at most.
+    """
+
+    __slots__ = ("_capacity", "_rate", "_tats")
+
+    def __init__(self, rate: Rate, capacity: int = 1 << 18) -> None:
+        if capacity < 1:
+            raise ValueError("capacity must be at least 1")
+        self._rate = rate
+        self._capacity = capacity
+        self._tats: OrderedDict[K, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tats)
+
+    def take(self, key: K, now: float) -> float:
+        """Ask for one message of ``key``: 0.0 when it conforms, else the seconds after which it would."""
+        old = self._tats.get(key)
+        tat = self._rate.take(0.0 if old is None else old, now)
+        if tat < 0:
+            return -tat
+        if old is None:
+            self._make_room(now)
+        self._tats[key] = tat
+        self._tats.move_to_end(key)
+        return 0.0
+
+    def sweep(self, now: float) -> int:
+        """Forget idle keys and return how many; amortised O(forgotten).
+
+        Stops at the first that is not idle, which is so for ``tolerance + interval`` seconds after its last message at
+        most: no key outlives its last message by more than that and the time to the next sweep.
+        """
+        before = len(self._tats)
+        while self._drop_idle(now):
+            pass
+        return before - len(self._tats)
+
+    def _make_room(self, now: float) -> None:
+        if self._drop_idle(now):
+            self._drop_idle(now)
+        if len(self._tats) >= self._capacity:
+            self._tats.popitem(last=False)
+
+    def _drop_idle(self, now: float) -> bool:
+        if not self._tats:
+            return False
+        oldest = next(iter(self._tats))
+        if self._tats[oldest] > now:
+            return False
+        del self._tats[oldest]
+        return True
+
+
+class Slots(Generic[K]):
+    """How many of something each key has (connections per user or address). Keys with none are forgotten."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[K, int] = {}
+
+    def __len__(self) -> int:
+        """How many keys have at least one."""
+        return len(self._counts)
+
+    def count(self, key: K) -> int:
+        """How many ``key`` has."""
+        return self._counts.get(key, 0)
+
+    def acquire(self, key: K, limit: int) -> bool:
+        """Take one for ``key``; False, and nothing changes, when it has ``limit`` already (0 = off, still counted)."""
+        count = self._counts.get(key, 0)
+        if limit and count >= limit:
+            return False
+        self._counts[key] = count + 1
+        return True
+
+    def release(self, key: K) -> None:
+        """Give one back.
+
+        :raises KeyError: ``key`` has none; a fault of the caller, which would otherwise free somebody else's later.
+        """
+        count = self._counts[key]
+        if count > 1:
+            self._counts[key] = count - 1
+        else:
+            del self._counts[key]
+
+
+MAX_KEY_LENGTH: Final = 64
+
+
+def address_key(host: str) -> str:
+    """What counts as one address: an IPv4 address as it is, also when mapped into IPv6 (RFC 4291 section 2.5.5.2);
+    of an IPv6 address its /64, since that is what one customer has at least (RFC 6177).
+
+    Anything else (a Unix socket, ``testclient``) comes back as it is, cut to 64 characters.
+    """
+    try:
+        address = ip_address(host[:MAX_KEY_LENGTH])
+    except ValueError:
+        return host[:MAX_KEY_LENGTH]
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ip_network((int(address), 64), strict=False))

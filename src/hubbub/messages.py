@@ -1,0 +1,507 @@
+"""The wire: every message as a tagged struct, and the two codecs (JSON, MessagePack) that carry them.
+
+The wire protocol, version 1, is described in ``docs/protocol.md``. Structs grow only at the end and with defaults;
+unknown fields are ignored; an unknown ``type`` is answered with an ``error`` and changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from hubbub.errors import ClientError, ErrorCode
+from hubbub.frames import BINARY, TEXT
+
+PROTOCOL_VERSION: Final = 1
+
+CHANNEL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/+=~-]{0,127}")
+"""What a channel may be called: 1 to 128 characters, ASCII, so that it is safe in logs, keys and URLs."""
+ROOM_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""What a room may be called: 1 to 64 characters."""
+
+Ref = Annotated[str, Meta(max_length=64)]
+Name = Annotated[str, Meta(max_length=128)]
+UserId = Annotated[str, Meta(max_length=128)]
+Offset = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Position(Struct, frozen=True):
+    """Where a reader is in a channel: ``offset`` counts publications from 1; a new ``epoch`` voids all old offsets."""
+
+    epoch: Annotated[str, Meta(max_length=64)]
+    offset: Offset
+
+
+# -- client → server ---------------------------------------------------------------------------------------------
+
+
+class ClientMessage(Struct, tag_field="type", kw_only=True):
+    """Base of what a client sends. ``ref`` comes back in the ack, reply or error."""
+
+    ref: Ref | None = None
+
+
+class Auth(ClientMessage, tag="auth"):
+    """``session``: the id of the session that this one continues (from its ``auth_success``)."""
+
+    token: str
+    session: Annotated[str, Meta(max_length=64)] | None = None
+
+
+class Ping(ClientMessage, tag="ping"):
+    pass
+
+
+class Heartbeat(ClientMessage, tag="heartbeat"):
+    pass
+
+
+class Subscribe(ClientMessage, tag="subscribe"):
+    channel: Name
+    since: Position | None = None
+    presence: bool = False
+
+
+class Unsubscribe(ClientMessage, tag="unsubscribe"):
+    channel: Name
+
+
+class Publish(ClientMessage, tag="publish"):
+    """``key``: what `conflate` keeps the newest of. ``exclude_self``: this session does not get it, live or recovered."""
+
+    channel: Name
+    data: Raw
+    key: Annotated[str, Meta(max_length=128)] | None = None
+    exclude_self: bool = False
+
+
+class GetHistory(ClientMessage, tag="history"):
+    channel: Name
+    after: Offset | None = None
+    before: Offset | None = None
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
+class GetPresence(ClientMessage, tag="presence"):
+    channel: Name
+
+
+class CreateRoom(ClientMessage, tag="create_room"):
+    room_id: Annotated[str, Meta(max_length=64)]
+    name: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+
+
+class ListRooms(ClientMessage, tag="list_rooms"):
+    pass
+
+
+class JoinRoom(ClientMessage, tag="join_room"):
+    room_id: Annotated[str, Meta(max_length=64)]
+    since: Position | None = None
+
+
+class LeaveRoom(ClientMessage, tag="leave_room"):
+    room_id: Annotated[str, Meta(max_length=64)]
+
+
+class ChatMessage(ClientMessage, tag="chat_message"):
+    """``client_id``: idempotency key; a retry with the same one gets the first answer and is not sent again."""
+
+    message: Annotated[str, Meta(min_length=1)]
+    room_id: Annotated[str, Meta(max_length=64)] | None = None
+    client_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class Typing(ClientMessage, tag="typing"):
+    room_id: Annotated[str, Meta(max_length=64)] | None = None
+
+
+# -- server → client ---------------------------------------------------------------------------------------------
+
+
+class ServerMessage(Struct, tag_field="type", kw_only=True, omit_defaults=True):
+    """Base of what the server sends. Fields at their default are left out."""
+
+    ref: str | None = None
+
+
+class AuthSuccess(ServerMessage, tag="auth_success"):
+    """``heartbeat``: seconds of silence after which the server pings. ``token_expires``: unix seconds."""
+
+    user_id: str
+    session: str
+    heartbeat: float
+    token_expires: float | UnsetType = UNSET
+
+
+class Pong(ServerMessage, tag="pong"):
+    pass
+
+
+class HeartbeatAck(ServerMessage, tag="heartbeat_ack"):
+    pass
+
+
+class Subscribed(ServerMessage, tag="subscribed"):
+    channel: str
+    epoch: str
+    offset: int
+    recovered: bool
+    messages: list[Any]
+    presence: dict[str, Any] | UnsetType = UNSET
+    count: int | UnsetType = UNSET
+
+
+class Unsubscribed(ServerMessage, tag="unsubscribed"):
+    channel: str
+    reason: str | None = None
+
+
+class PublishAck(ServerMessage, tag="ack"):
+    offset: int
+    epoch: str
+
+
+class HistoryReply(ServerMessage, tag="history"):
+    channel: str
+    epoch: str
+    offset: int
+    messages: list[Any]
+    more: bool
+
+
+class PresenceReply(ServerMessage, tag="presence"):
+    channel: str
+    users: dict[str, Any]
+    count: int
+
+
+class PresenceChanged(ServerMessage, tag="presence_changed"):
+    channel: str
+    joined: dict[str, Any]
+    left: list[str]
+    count: int | UnsetType = UNSET
+
+
+class RoomInfo(Struct, frozen=True, omit_defaults=True):
+    room_id: str
+    name: str
+    created_at: str
+    created_by: str | None = None
+    users: int | UnsetType = UNSET
+
+
+class RoomCreated(ServerMessage, tag="room_created"):
+    room: RoomInfo
+
+
+class Rooms(ServerMessage, tag="rooms"):
+    rooms: list[RoomInfo]
+
+
+class RoomJoined(ServerMessage, tag="room_joined"):
+    """``users`` is left out, and only ``count`` sent, in rooms above HUBBUB_PRESENCE_LIMIT users."""
+
+    room_id: str
+    room: RoomInfo
+    position: Position
+    recovered: bool
+    messages: list[Any]
+    users: list[Any] | UnsetType
+    count: int
+
+
+class RoomLeft(ServerMessage, tag="room_left"):
+    room_id: str
+    reason: str | None = None
+
+
+class ChatAck(ServerMessage, tag="ack"):
+    id: int
+    timestamp: str
+    room_id: str
+    client_id: str | None = None
+
+
+class UserJoined(ServerMessage, tag="user_joined"):
+    room_id: str
+    user_id: str
+
+
+class UserLeft(ServerMessage, tag="user_left"):
+    room_id: str
+    user_id: str
+
+
+class RoomCount(ServerMessage, tag="room_count"):
+    """In place of `user_joined` and `user_left` in large rooms, at most once a second."""
+
+    room_id: str
+    count: int
+
+
+class TypingMark(ServerMessage, tag="typing"):
+    """``active`` false: the mark faded, or the user sent the message or left."""
+
+    room_id: str
+    user_id: str
+    active: bool
+
+
+class Gap(ServerMessage, tag="gap"):
+    """Publications up to ``offset`` that this client has not had are gone for good: reload your state."""
+
+    channel: str
+    epoch: str
+    offset: int
+
+
+class TokenExpiring(ServerMessage, tag="token_expiring"):
+    in_: float = msgspec.field(name="in")
+
+
+class Reconnect(ServerMessage, tag="reconnect"):
+    """The server is about to drain: come back after so many seconds (different for each client)."""
+
+    after: float
+
+
+class Error(ServerMessage, tag="error"):
+    code: str
+    message: str
+    retry_after: float | None = None
+    id: str | None = None
+
+
+class Ack(ServerMessage, tag="ack"):
+    pass
+
+
+NotificationType = Literal["info", "success", "warning", "error"]
+
+
+class NotificationData(Struct, frozen=True):
+    id: str
+    title: str
+    message: str
+    notification_type: NotificationType
+    timestamp: str
+    metadata: dict[str, Any]
+
+
+class Notification(ServerMessage, tag="notification"):
+    data: NotificationData
+
+
+class BroadcastData(Struct, frozen=True):
+    title: str
+    message: str
+    notification_type: NotificationType
+    timestamp: str
+
+
+class BroadcastNotification(ServerMessage, tag="broadcast_notification"):
+    data: BroadcastData
+
+
+# -- codecs ------------------------------------------------------------------------------------------------------
+
+
+class Codec:
+    """One encoding of the wire's objects. There are two instances in a process: :data:`JSON` and :data:`MSGPACK`.
+
+    :ivar name: what ``?format=`` calls it.
+    :ivar subprotocol: what a client offers to get it, or None for the default.
+    :ivar opcode: the WebSocket opcode that carries it.
+    """
+
+    __slots__ = ("encode", "is_json", "name", "opcode", "subprotocol")
+
+    def __init__(self, name: str, subprotocol: str | None, opcode: int, encode: Callable[[Any], bytes]) -> None:
+        self.name = name
+        self.subprotocol = subprotocol
+        self.opcode = opcode
+        self.encode = encode
+        self.is_json = opcode == TEXT
+
+    def embed(self, payload: bytes) -> Any:
+        """Make a payload (JSON text) a part of a larger message in this codec."""
+        return Raw(payload) if self.is_json else msgspec.json.decode(payload)
+
+    def convert(self, payload: bytes) -> bytes:
+        """Turn a payload (JSON text) into this codec's bytes."""
+        return payload if self.is_json else self.encode(msgspec.json.decode(payload))
+
+    def __repr__(self) -> str:
+        return f"<Codec {self.name}>"
+
+
+_json_encoder = msgspec.json.Encoder()
+_msgpack_encoder = msgspec.msgpack.Encoder()
+JSON: Final = Codec("json", None, TEXT, _json_encoder.encode)
+MSGPACK: Final = Codec("msgpack", "hubbub.msgpack", BINARY, _msgpack_encoder.encode)
+CODECS: Final = {codec.name: codec for codec in (JSON, MSGPACK)}
+
+
+class _Envelope(Struct):
+    """What can still be read of a message that is wrong elsewhere: its type, and the ref that its error must carry."""
+
+    type: Any = None
+    ref: Any = None
+
+
+class Inbox:
+    """Decodes client messages of a fixed set of types, strictly, from both codecs.
+
+    :param types: the structs, each with its own tag.
+    """
+
+    def __init__(self, types: Iterable[type[ClientMessage]]) -> None:
+        self.types = {str(t.__struct_config__.tag): t for t in types}
+        union: Any = None
+        for struct in self.types.values():
+            union = struct if union is None else union | struct
+        self._json = msgspec.json.Decoder(union)
+        self._msgpack = msgspec.msgpack.Decoder(union)
+        self._json_envelope = msgspec.json.Decoder(_Envelope)
+        self._msgpack_envelope = msgspec.msgpack.Decoder(_Envelope)
+
+    def decode(self, data: str | bytes) -> ClientMessage:
+        """Decode one message: ``str`` is JSON, ``bytes`` is MessagePack.
+
+        :raises WrongMessage: says what is wrong and where, and carries the message's ``ref`` if that could be read.
+        """
+        try:
+            message: ClientMessage = self._json.decode(data) if isinstance(data, str) else self._msgpack.decode(data)
+            return message
+        except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+            raise self._explain(data, error) from None
+
+    def _explain(self, data: str | bytes, error: Exception) -> WrongMessage:
+        if not isinstance(error, msgspec.ValidationError):
+            text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            kind = "JSON" if isinstance(data, str) else "MessagePack"
+            return WrongMessage(ErrorCode.INVALID_JSON, f"not valid {kind}: {text[:200]}", None, None)
+        kind_of, ref = self._envelope(data)
+        if kind_of is not None and kind_of not in self.types:
+            return WrongMessage(ErrorCode.UNKNOWN_TYPE, f"no message has the type {kind_of[:64]!r}", ref, None)
+        return WrongMessage(ErrorCode.INVALID_MESSAGE, str(error)[:300], ref, kind_of)
+
+    def _envelope(self, data: str | bytes) -> tuple[str | None, str | None]:
+        try:
+            found = self._json_envelope.decode(data) if isinstance(data, str) else self._msgpack_envelope.decode(data)
+        except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
+            return None, None
+        ref = found.ref if isinstance(found.ref, str) and len(found.ref) <= 64 else None
+        return (found.type if isinstance(found.type, str) else None), ref
+
+
+class WrongMessage(ClientError):
+    """A message that could not be decoded. ``kind`` is its type when that is known."""
+
+    __slots__ = ("kind", "ref")
+
+    def __init__(self, code: ErrorCode, message: str, ref: str | None, kind: str | None) -> None:
+        super().__init__(code, message)
+        self.ref = ref
+        self.kind = kind
+
+
+def plain_data(raw: Raw, *, is_json: bool) -> bytes:
+    """Check a ``data`` field strictly and return it as compact JSON.
+
+    Only what both codecs can carry passes: null, booleans, 64-bit integers, finite floats, strings without lone
+    surrogates, arrays, and maps with string keys.
+
+    :raises ClientError: ``invalid_message``, with the reason.
+    """
+    try:
+        if is_json:
+            value = msgspec.json.decode(raw)
+            _msgpack_encoder.encode(value)  # refuses integers that do not fit in 64 bits
+        else:
+            check_msgpack(bytes(raw))
+            value = msgspec.msgpack.decode(raw)
+        return _json_encoder.encode(value)
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError, TypeError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ClientError(ErrorCode.INVALID_MESSAGE, f"{text[:200]} - at `$.data`") from None
+
+
+def check_msgpack(data: bytes) -> None:
+    """Walk one MessagePack value before anything is built from it.
+
+    Building first would let a few thousand chosen integer keys cost a second of hashing, and NaN, binary and extension
+    values have no JSON form.
+
+    :raises ValueError: says what is not allowed.
+    """
+    position, pending, size = 0, [(1, False)], len(data)
+    while pending:
+        count, keyed = pending.pop()
+        if count == 0:
+            continue
+        if len(pending) > 256:
+            raise ValueError("nested too deeply")
+        if position >= size:
+            raise ValueError("truncated")
+        is_key = keyed and count % 2 == 0
+        pending.append((count - 1, keyed))
+        tag = data[position]
+        if is_key and not (0xA0 <= tag <= 0xBF or 0xD9 <= tag <= 0xDB):
+            raise ValueError("map keys must be strings")
+        position, children, maps = _step(data, position, tag)
+        if children:
+            pending.append((children, maps))
+
+
+_FIXED: Final = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_SIZED: Final = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+
+
+def _step(data: bytes, position: int, tag: int) -> tuple[int, int, bool]:
+    """One header: the position after it (and after a scalar's body), how many values follow, whether they are a map's."""
+    position += 1
+    if tag <= 0x7F or tag >= 0xE0:
+        return position, 0, False
+    if tag <= 0x8F:
+        return position, 2 * (tag & 0x0F), True
+    if tag <= 0x9F:
+        return position, tag & 0x0F, False
+    if tag <= 0xBF:
+        return position + (tag & 0x1F), 0, False
+    if tag in _FIXED:
+        return position + _FIXED[tag], 0, False
+    if tag in (0xCA, 0xCB):
+        width = 4 if tag == 0xCA else 8
+        body = data[position : position + width]
+        exponent = int.from_bytes(body[:2], "big") & (0x7F80 if width == 4 else 0x7FF0)
+        if exponent == (0x7F80 if width == 4 else 0x7FF0):
+            raise ValueError("numbers must be finite")
+        return position + width, 0, False
+    if tag not in _SIZED:
+        raise ValueError("binary and extension values have no JSON form")
+    width = _SIZED[tag]
+    count = int.from_bytes(data[position : position + width], "big")
+    position += width
+    if tag <= 0xDB:
+        return position + count, 0, False
+    if count > len(data) - position:
+        raise ValueError("truncated")
+    return (position, 2 * count, True) if tag >= 0xDE else (position, count, False)
+
+
+def rfc3339(now: float) -> str:
+    """Unix seconds as RFC 3339 UTC with milliseconds: ``2026-11-22T20:37:03.123Z``."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def error_message(error: ClientError, ref: str | None) -> Error:
+    """The ``error`` message that tells a client of a refusal."""
+    retry = None if error.retry_after is None else round(error.retry_after, 3)
+    return Error(code=str(error.code), message=error.message, retry_after=retry, ref=ref)

@@ -1,0 +1,157 @@
+"""Every counter, gauge and histogram, named once.
+
+The hot path only adds to plain integers; :meth:`Metrics.families` turns them into Prometheus families when somebody
+looks. Labels come from fixed sets: never a room, a user or an address.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+DURATIONS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
+LATENCIES: Final = (0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+LAGS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Histogram:
+    """Counts per bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def family(self, name: str, text: str) -> Metric:
+        buckets, running = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            running += count
+            buckets.append((bound, float(running)))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
+
+
+class Metrics:
+    """One node's numbers.
+
+    :ivar opened: connections that became sessions; :attr:`by_close` counts those that ended, by close code.
+    :ivar lag: seconds by which the last sweep of the loop was late.
+    """
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.opened = 0
+        self.by_close: Counter[int] = Counter()
+        self.durations = Histogram(DURATIONS)
+        self.errors: Counter[str] = Counter()
+        self.auth_failures: Counter[str] = Counter()
+        self.limits: Counter[str] = Counter()
+        self.drops: Counter[str] = Counter()
+        self.notifications: Counter[str] = Counter()
+        self.handshakes = Histogram(LATENCIES)
+        self.handlers = Histogram(LATENCIES)
+        self.lag = 0.0
+        self.lag_histogram = Histogram(LAGS)
+        self.sweeps = 0
+        self.sweep_due = 0.0
+
+    def closed(self, code: int, seconds: float) -> None:
+        self.by_close[code if code in KNOWN_CODES else 0] += 1
+        self.durations.add(seconds)
+
+    def refused(self, code: str) -> None:
+        self.errors[str(code)] += 1
+
+    def auth_failed(self, reason: str) -> None:
+        self.auth_failures[reason] += 1
+
+    def limited(self, what: str) -> None:
+        self.limits[what] += 1
+
+    def dropped(self, reason: str, count: int) -> None:
+        self.drops[reason] += count
+
+    def families(
+        self,
+        *,
+        active: int,
+        users: int,
+        channels: int,
+        behind: int,
+        received: Mapping[str, int],
+        deliveries: int,
+        batches: int,
+        publications: int,
+        history_bytes: int,
+        below: Mapping[str, int],
+    ) -> Iterator[Metric]:
+        """The Prometheus families; the arguments are what others count."""
+        closed = sum(self.by_close.values())
+        yield _counter(
+            "websocket_connections", "WebSocket sessions by what became of them", "status",
+            {"connected": self.opened, "disconnected": closed},
+        )  # fmt: skip
+        messages = CounterMetricFamily(
+            "websocket_messages", "Messages from clients, by type and outcome", labels=("type", "status")
+        )
+        for kind, count in received.items():
+            messages.add_metric((kind, "received"), count)
+        for code, count in self.errors.items():
+            messages.add_metric((code, "refused"), count)
+        messages.add_metric(("delivery", "sent"), deliveries)
+        yield messages
+        yield self.durations.family("websocket_connection_duration_seconds", "How long sessions lasted")
+        yield _gauge("websocket_active_connections", "Sessions now", active)
+        yield _counter("hubbub_closes", "Ended sessions by close code", "code", self.by_close)
+        yield _gauge("hubbub_users", "Users with a session now", users)
+        yield _gauge("hubbub_channels", "Channels with subscribers on this node", channels)
+        yield _gauge("hubbub_slow_readers", "Connections that do not take what they are sent", behind)
+        yield _total("hubbub_deliveries", "Messages written to subscribers", deliveries)
+        yield _total("hubbub_batches", "Channel batches written", batches)
+        yield _total(
+            "hubbub_batched_publications", "Publications in them (by hubbub_batches: the batch size)", publications
+        )
+        yield _gauge("hubbub_history_bytes", "Bytes of history kept in memory", history_bytes)
+        yield _counter("hubbub_auth_failures", "Tokens refused, by reason", "reason", self.auth_failures)
+        yield _counter("hubbub_limited", "Connections and messages refused by a limit", "limit", self.limits)
+        yield _counter("hubbub_dropped", "Messages not delivered, by reason", "reason", self.drops)
+        yield _counter("hubbub_notifications", "Notifications sent, by type", "type", self.notifications)
+        yield _counter("hubbub_transport_events", "What happened below the sessions", "event", below)
+        yield self.handshakes.family("hubbub_handshake_seconds", "From the request to the open session")
+        yield self.handlers.family("hubbub_handler_seconds", "Handling of a message (one of 64 is timed)")
+        yield _gauge("hubbub_loop_lag_seconds", "By how much the last sweep was late", self.lag)
+        yield self.lag_histogram.family("hubbub_loop_lag_distribution_seconds", "By how much sweeps were late")
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=(label,))
+    for value, count in values.items():
+        family.add_metric((str(value),), count)
+    return family
+
+
+def _total(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def known_codes(codes: Iterable[int]) -> frozenset[int]:
+    return frozenset(codes)
+
+
+KNOWN_CODES: Final = known_codes(
+    (1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 4401, 4403, 4404, 4408, 4409, 4410, 4429, 4503)
+)
+"""Close codes that are labels; a peer can send any other, and those are all counted as 0."""

@@ -1,0 +1,174 @@
+"""The seams of the house, with the guarantees that both sides rely on. Nothing here runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+from hubbub.errors import CloseCode
+from hubbub.messages import Codec, Position
+from hubbub.settings import ChannelOptions
+from hubbub.stream import Publication, Recovery
+
+if TYPE_CHECKING:
+    from hubbub.batch import Batch
+    from hubbub.session import Session
+
+Scope: TypeAlias = dict[str, Any]
+"""An ASGI connection scope."""
+
+
+# -- transports: how bytes reach one client ------------------------------------------------------------------------
+
+
+class Link(Protocol):
+    """One open connection, as the hub sees it. Made by a transport, never by the hub.
+
+    A link keeps the order of what it is given, holds at most its outbox's bound for a peer that does not read, and
+    calls :meth:`Sink.lost` exactly once, whatever ends it.
+    """
+
+    session: Session | None
+
+    @property
+    def lane(self) -> Lane:
+        """How links of this kind are written to."""
+
+    def send(self, payload: bytes) -> None:
+        """Queue one message, already in this link's codec. It leaves at the end of the loop's turn, after channels'."""
+
+    def flush(self) -> None:
+        """Write what is queued now."""
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin the closing handshake; whatever the peer does, the connection is gone after the close timeout."""
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+
+    def hold(self) -> None:
+        """Read no further until :meth:`release`. The peer's silence meanwhile is not held against it."""
+
+    def release(self) -> None:
+        """Read on."""
+
+    def overdue(self, now: float) -> bool:
+        """True when the peer has not read for longer than the outbox's age allows (monotonic seconds)."""
+
+    @property
+    def behind(self) -> bool:
+        """True while the peer does not take what it is sent."""
+
+
+class Lane(Protocol):
+    """How one kind of link (a transport and a codec) is written to. One instance for all links of that kind."""
+
+    codec: Codec
+
+    def deliver(self, links: Iterable[Link], batch: Batch, merge: bool) -> None:
+        """Give a channel's batch to every link. Never awaits, never raises for one link's sake.
+
+        :param merge: more channels have batches in this turn: links in several of them collect theirs, so that each
+            is written to once.
+        """
+
+
+class Request(NamedTuple):
+    """The opening request of a WebSocket, as far as a session cares."""
+
+    path: str
+    query_string: bytes
+    headers: list[tuple[bytes, bytes]]
+    subprotocols: list[str]
+    address: str
+    scheme: str
+
+
+class Sink(Protocol):
+    """What a transport hands its events to. Calls come from the loop's thread and return quickly."""
+
+    def received(self, link: Link, message: str | bytes) -> None:
+        """A whole message arrived: ``str`` from a text frame, ``bytes`` from a binary one."""
+
+    def lost(self, link: Link, code: int) -> None:
+        """The connection is gone; ``code`` is the close code of the peer, or ours, or 1006."""
+
+    def wrote_behind(self, link: Link) -> None:
+        """The link's peer stopped taking bytes; :attr:`Link.behind` is True now."""
+
+    def caught_up(self, link: Link) -> None:
+        """The peer has taken everything: :attr:`Link.behind` is False again."""
+
+    def touched(self, link: Link) -> None:
+        """Something was queued on the link: call its ``flush`` at the end of this turn."""
+
+    def gap(self, link: Link, channel: str, offset: int) -> bytes:
+        """The message, in the link's codec, that tells of publications dropped up to ``offset``."""
+
+    def drain(self, link: Link) -> None:
+        """The server shuts down: say goodbye to this link in its turn, within the drain's bound."""
+
+
+class Gate(Protocol):
+    """Admission, asked before anything is built for a connection. Found in the ASGI state as ``hubbub_gate``."""
+
+    def refuse(self, connections: int) -> str | None:
+        """None to let one more in beside so many open connections, or the reason for a 503 (a metric's label)."""
+
+
+# -- brokers: where publications are kept and how they reach every node --------------------------------------------
+
+
+class Inlet(Protocol):
+    """What a broker hands publications to: the hub of this node."""
+
+    def deliver(self, channel: str, publication: Publication) -> None:
+        """A publication on a channel that this node is subscribed to. Per channel, calls come in offset order."""
+
+
+class Broker(Protocol):
+    """History and fan-out in one act.
+
+    Guarantees: per channel, offsets are 1, 2, 3, … without gaps within an epoch; :meth:`publish` returns after the
+    publication is in the history (where the channel has one) and was handed to every subscribed node, or will be;
+    :meth:`recover` never returns a part of what was missed.
+    """
+
+    async def start(self, inlet: Inlet) -> None:
+        """Connect. Called once, before anything else."""
+
+    async def stop(self) -> None:
+        """Let go of everything. Called once."""
+
+    async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
+        """Append to the channel's history and hand to every subscribed node, as one act.
+
+        :raises BrokerUnavailable: nothing is known to have been published.
+        """
+
+    async def subscribe(self, channel: str) -> None:
+        """This node wants the channel's publications from now on."""
+
+    async def unsubscribe(self, channel: str) -> None:
+        """This node no longer wants them."""
+
+    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        """What a reader at ``since`` has missed (None: nothing is asked, only the position is)."""
+
+    async def history(
+        self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
+    ) -> tuple[Position, Sequence[Publication], bool]:
+        """A page of the kept publications, oldest first; True when there are more."""
+
+    def sweep(self, now: float) -> None:
+        """Called about once a second (unix seconds): forget what is too old."""
+
+
+class Clock(Protocol):
+    """The two clocks. Tests turn their own by hand."""
+
+    def time(self) -> float:
+        """Unix seconds: for timestamps and token expiry only."""
+
+    def monotonic(self) -> float:
+        """Seconds that never jump: for everything else."""

@@ -1,0 +1,163 @@
+"""The recent past of one channel: positions, bounded history, and what a reader that comes back has missed.
+
+Sans-IO: time is an argument, nothing here blocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from hubbub.messages import Position
+
+OVERHEAD = 160
+"""Bytes that a kept publication costs beside its payload (the object, its deque slot, its strings); an estimate."""
+
+
+class Publication:
+    """One published thing, as brokers store it and hubs deliver it.
+
+    The payload is the JSON text of the wire message with a hole where the engine writes the offset:
+    ``head + offset + tail``. A publication without history (``offset`` 0) has no hole: ``head`` is the whole text.
+
+    :ivar offset: 1, 2, 3, … in its channel; 0 for what is not kept.
+    :ivar key: what ``conflate`` keeps the newest of.
+    :ivar user: who published it, or None for the server.
+    :ivar origin: the session that must not get it (``exclude_self``), or None.
+    :ivar at: unix seconds of its publication.
+    """
+
+    __slots__ = ("at", "head", "key", "offset", "origin", "tail", "user")
+
+    def __init__(
+        self,
+        head: bytes,
+        tail: bytes = b"",
+        *,
+        key: str | None = None,
+        user: str | None = None,
+        origin: str | None = None,
+        at: float = 0.0,
+        offset: int = 0,
+    ) -> None:
+        self.head = head
+        self.tail = tail
+        self.key = key
+        self.user = user
+        self.origin = origin
+        self.at = at
+        self.offset = offset
+
+    @property
+    def payload(self) -> bytes:
+        """The wire message as JSON text."""
+        return b"%b%d%b" % (self.head, self.offset, self.tail) if self.offset else self.head
+
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it costs. Heads are shared between the publications of a channel."""
+        return len(self.tail) + OVERHEAD
+
+
+class Recovery:
+    """The answer to "what have I missed since …".
+
+    :ivar position: where the reader is once it has taken ``publications``.
+    :ivar recovered: True when they are exactly what was missed; False when that cannot be had (or nothing was asked).
+    """
+
+    __slots__ = ("position", "publications", "recovered")
+
+    def __init__(self, position: Position, publications: list[Publication], recovered: bool) -> None:
+        self.position = position
+        self.publications = publications
+        self.recovered = recovered
+
+
+class History:
+    """A channel's last publications: at most ``size`` of them, ``ttl`` seconds old, ``max_bytes`` in all.
+
+    The offset goes on counting when the kept ones age away, so a reader that was there can tell that it missed some.
+    """
+
+    __slots__ = ("_kept", "bytes", "epoch", "max_bytes", "offset", "size", "ttl")
+
+    def __init__(self, epoch: str, size: int, ttl: float, max_bytes: int) -> None:
+        self.epoch = epoch
+        self.size = size
+        self.ttl = ttl
+        self.max_bytes = max_bytes
+        self.offset = 0
+        self.bytes = 0
+        self._kept: deque[Publication] = deque()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.offset)
+
+    def append(self, publication: Publication) -> int:
+        """Give the publication the next offset and keep it. Returns the change of :attr:`bytes`."""
+        before = self.bytes
+        self.offset += 1
+        publication.offset = self.offset
+        kept = self._kept
+        kept.append(publication)
+        self.bytes += len(publication.tail) + OVERHEAD
+        oldest = publication.at - self.ttl
+        while len(kept) > self.size or kept[0].at <= oldest or (self.bytes > self.max_bytes and len(kept) > 1):
+            self.bytes -= kept.popleft().size
+        return self.bytes - before
+
+    def expire(self, now: float) -> int:
+        """Forget what is older than the ttl. Returns the change of :attr:`bytes` (never above 0)."""
+        before = self.bytes
+        kept, oldest = self._kept, now - self.ttl
+        while kept and kept[0].at <= oldest:
+            self.bytes -= kept.popleft().size
+        return self.bytes - before
+
+    def clear(self) -> int:
+        """Forget all kept publications, but not the offset. Returns the change of :attr:`bytes`."""
+        before, self.bytes = self.bytes, 0
+        self._kept.clear()
+        return -before
+
+    def since(self, since: Position | None, limit: int, now: float) -> Recovery:
+        """What came after ``since``: all of it, or nothing and ``recovered`` False. Never a part."""
+        self.expire(now)
+        top = self.position
+        if since is None or since.epoch != self.epoch or since.offset > self.offset:
+            return Recovery(top, [], False)
+        missed = self.offset - since.offset
+        if missed > len(self._kept) or missed > limit:
+            return Recovery(top, [], False)
+        return Recovery(top, list(islice(self._kept, len(self._kept) - missed, None)), True)
+
+    def page(self, after: int | None, before: int | None, limit: int, now: float) -> tuple[list[Publication], bool]:
+        """Publications with ``after < offset < before``, oldest first, and whether more match.
+
+        With ``after`` the page starts there; without it the page ends at ``before`` (or at the newest).
+        """
+        self.expire(now)
+        kept = self._kept
+        if not kept:
+            return [], False
+        first = kept[0].offset
+        low = max(first, (after if after is not None else 0) + 1)
+        high = min(self.offset, (before if before is not None else self.offset + 1) - 1)
+        if low > high:
+            return [], False
+        total = high - low + 1
+        if total > limit:
+            if after is not None:
+                high = low + limit - 1
+            else:
+                low = high - limit + 1
+        return list(islice(kept, low - first, high - first + 1)), total > limit
+
+    def __iter__(self) -> Iterator[Publication]:
+        return iter(self._kept)

@@ -1,0 +1,184 @@
+"""The same session on any ASGI server, and on Starlette's TestClient: through ``receive`` and ``send``.
+
+Slower than the fast lane (two tasks and a queue per connection), same behaviour, same tests. Heartbeats and frame
+limits are the server's own here; everything above the frames is Hubbub's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from hubbub.errors import CloseCode
+from hubbub.messages import JSON, MSGPACK, Codec
+from hubbub.outbox import Entry, Outbox
+from hubbub.ports import Clock, Link, Sink
+from hubbub.settings import Settings
+
+if TYPE_CHECKING:
+    from hubbub.batch import Batch
+    from hubbub.session import Session
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class AsgiLane:
+    """Queues a channel's batch on links of this transport."""
+
+    __slots__ = ("codec",)
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def deliver(self, links: Iterable[Link], batch: Batch, merge: bool) -> None:
+        link: AsgiLink
+        for link in links:  # type: ignore[assignment]  # a lane only ever gets links of its own transport
+            link.deliver(batch)
+
+
+LANES: Final = {codec: AsgiLane(codec) for codec in (JSON, MSGPACK)}
+
+
+class AsgiLink:
+    """One connection of an ASGI server."""
+
+    def __init__(self, sink: Sink, codec: Codec, settings: Settings, clock: Clock, max_size: int, send: Send) -> None:
+        self.lane = LANES[codec]
+        self.session: Session | None = None
+        self._sink = sink
+        self._settings = settings
+        self._clock = clock
+        self._max_size = max_size
+        self._send = send
+        self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds)
+        self._replies: list[bytes] | None = None
+        self._work = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._closing: tuple[int, str] | None = None
+        self._sending = False
+        self._tasks: tuple[asyncio.Task[Any], ...] = ()
+
+    # -- what the hub calls
+
+    def deliver(self, batch: Batch) -> None:
+        now = self._clock.monotonic()
+        for publication, payload in batch.for_link(self, self.lane.codec):
+            entry = Entry(payload, now, batch.channel, batch.policy, publication.key, publication.offset)
+            if not self._queue(entry):
+                return
+
+    def send(self, payload: bytes) -> None:
+        if self._closing is not None:
+            return
+        if self._replies is None:
+            self._replies = [payload]
+            self._sink.touched(self)
+        else:
+            self._replies.append(payload)
+
+    def flush(self) -> None:
+        replies, self._replies = self._replies, None
+        now = self._clock.monotonic()
+        for payload in replies or ():
+            if not self._queue(Entry(payload, now)):
+                return
+
+    def _queue(self, entry: Entry) -> bool:
+        if self._closing is not None:
+            return False
+        if not self._outbox.add(entry):
+            self.close(CloseCode.SLOW, "slow")
+            return False
+        self._work.set()
+        if self._sending:
+            self._sink.wrote_behind(self)
+        return True
+
+    @property
+    def behind(self) -> bool:
+        return self._sending and len(self._outbox) > 0
+
+    def overdue(self, now: float) -> bool:
+        return self._outbox.overdue(now)
+
+    def close(self, code: int, reason: str = "") -> None:
+        if self._closing is None:
+            self.flush()
+            self._closing = self._closing or (code, reason)
+            self._work.set()
+            self._reading.set()
+
+    def abort(self) -> None:
+        self._closing = self._closing or (CloseCode.ABNORMAL, "")
+        for task in self._tasks:
+            task.cancel()
+
+    def hold(self) -> None:
+        self._reading.clear()
+
+    def release(self) -> None:
+        self._reading.set()
+
+    # -- the life of the connection
+
+    async def run(self, receive: Receive) -> None:
+        """Drive the session until the connection ends."""
+        reader = asyncio.create_task(self._read(receive))
+        writer = asyncio.create_task(self._write())
+        self._tasks = (reader, writer)
+        code: int = CloseCode.ABNORMAL
+        try:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and self._closing is not None and not reader.done():
+                # ours was the close frame: give the peer its time to answer
+                await asyncio.wait((reader,), timeout=self._settings.close_timeout)
+            if self._closing is not None:
+                code = self._closing[0]
+            elif reader.done() and not reader.cancelled() and reader.exception() is None:
+                code = reader.result()
+        finally:
+            self._closing = self._closing or (code, "")
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._sink.lost(self, code)
+
+    async def _read(self, receive: Receive) -> int:
+        while True:
+            await self._reading.wait()
+            event = await receive()
+            if event["type"] == "websocket.disconnect":
+                return int(event.get("code") or CloseCode.NO_STATUS)
+            if self._closing is not None:
+                continue
+            message = event.get("text")
+            size = len(message.encode()) if message is not None else len(event["bytes"])
+            if size > self._max_size:
+                self.close(CloseCode.TOO_BIG, f"a message has at most {self._max_size} bytes")
+                continue
+            self._sink.received(self, message if message is not None else event["bytes"])
+
+    async def _write(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while True:
+                payloads = self._outbox.pop(lambda channel, offset: self._sink.gap(self, channel, offset))
+                if not payloads:
+                    break
+                for payload in payloads:
+                    self._sending = True
+                    if self.lane.codec.is_json:
+                        await self._send({"type": "websocket.send", "text": payload.decode()})
+                    else:
+                        await self._send({"type": "websocket.send", "bytes": payload})
+                    self._sending = False
+                if self._closing is not None and self._closing[0] == CloseCode.SLOW:
+                    break
+            if self._closing is not None:
+                code, reason = self._closing
+                await self._send({"type": "websocket.close", "code": int(code), "reason": reason})
+                return

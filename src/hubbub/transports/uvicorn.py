@@ -1,0 +1,721 @@
+"""The fast lane: a uvicorn WebSocket protocol class that Hubbub's sessions live in without a task or a queue each.
+
+Use it with ``hubbub serve``, or with ``uvicorn --ws hubbub.transports.uvicorn:WebSocketProtocol
+--http hubbub.transports.uvicorn:HttpProtocol`` (the second keeps bytes that arrive glued to the handshake, and gives
+half-open handshakes a deadline). Any ASGI app works on it unchanged.
+
+It follows uvicorn's contract for such classes: membership in ``server_state.connections`` earns a ``shutdown()`` call
+and makes the server wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+
+from hubbub import handshake
+from hubbub.errors import CloseCode
+from hubbub.frames import PONG, Close, Event, Ping, Pong, Reader, Violation, close_frame, frame
+from hubbub.heartbeat import Verdict, Wheel
+from hubbub.limits import Rate
+from hubbub.messages import JSON, MSGPACK, Codec
+from hubbub.outbox import Entry, Outbox
+from hubbub.ports import Clock, Gate, Link, Sink
+from hubbub.settings import Settings
+from hubbub.transports.conversation import Conversation
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from hubbub.batch import Batch
+    from hubbub.session import Session
+
+log = logging.getLogger("hubbub.transport")
+
+PING_FRAME: Final = b"\x89\x00"
+CHUNK: Final = 65_536
+PLAIN_BUFFER: Final = 65_536
+
+
+class Counters:
+    """What happened below the sessions, for the metrics."""
+
+    __slots__ = ("control_floods", "heartbeats_lost", "refused", "stalled", "violations")
+
+    def __init__(self) -> None:
+        self.control_floods = 0
+        self.heartbeats_lost = 0
+        self.refused: dict[str, int] = {}
+        self.stalled = 0
+        self.violations: dict[int, int] = {}
+
+
+class Shared:
+    """What all connections of one server share: settings, clock, heartbeat wheel."""
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        self.config = config
+        self.server_state = server_state
+        self.app_state = app_state
+        self.loop = asyncio.get_running_loop()
+        self.settings: Settings = app_state.get("hubbub_settings") or Settings()
+        self.gate: Gate | None = app_state.get("hubbub_gate")
+        self.counters: Counters = app_state.get("hubbub_counters") or Counters()
+        self.control_rate = Rate.per_second(self.settings.control_rate_limit, self.settings.control_rate_burst)
+        self.open = 0
+        self.wheel: Wheel[WebSocketProtocol] = Wheel(self.settings.heartbeat_interval, self.settings.heartbeat_timeout)
+        clock: Clock | None = app_state.get("hubbub_clock")
+        self.time = clock.monotonic if clock is not None else self.loop.time
+        self.now = self.time()
+        self.turn_bytes = self.settings.turn_bytes
+        self.turn_frames = self.settings.turn_frames
+        self._timer: asyncio.TimerHandle | None = None
+
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        return self.server_state.default_headers
+
+    def watch(self, protocol: WebSocketProtocol) -> None:
+        self.wheel.add(protocol)
+        if self._timer is None:
+            self.now = self.time()
+            self._timer = self.loop.call_later(self.wheel.step, self.turn)
+
+    def turn(self) -> None:
+        """Visit the wheel's next bucket."""
+        self.now = now = self.time()
+        wheel = self.wheel
+        if self._timer is not None:
+            self._timer.cancel()
+        for protocol in wheel.turn():
+            protocol.visit(now)
+        # no connections, no timer: an idle server sleeps
+        self._timer = self.loop.call_later(wheel.step, self.turn) if len(wheel) else None
+
+
+def _shared(config: Config, server_state: ServerState, app_state: dict[str, Any]) -> Shared:
+    found: Shared | None = getattr(server_state, "hubbub_shared", None)
+    if found is None:
+        found = Shared(config, server_state, app_state)
+        server_state.hubbub_shared = found  # type: ignore[attr-defined]  # lives exactly as long as the server
+    return found
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP class, with a deadline for the request's head, and nothing lost at the upgrade."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._shared = _shared(self.config, self.server_state, self.app_state)
+        seconds = self._shared.settings.handshake_timeout
+        if seconds:
+            self._deadline = self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._deadline = None
+        self._shared.counters.refused["handshake_timeout"] = (
+            self._shared.counters.refused.get("handshake_timeout", 0) + 1
+        )
+        self.transport.abort()
+
+    def _in_time(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        seconds = self._shared.settings.handshake_timeout
+        if self._deadline is None and seconds:
+            self._deadline = self.loop.call_later(seconds, self._late)
+
+    def on_headers_complete(self) -> None:
+        self._in_time()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._in_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self._take_off(data[upgrade.args[0] :])
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserError:
+            # one hostile peer must not fill the log: uvicorn's own class warns here
+            log.debug("invalid HTTP request")
+            self._in_time()
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _take_off(self, rest: bytes) -> None:
+        self._in_time()
+        self.connections.discard(self)
+        protocol = WebSocketProtocol(self.config, self.server_state, self.app_state)
+        protocol.begin(self.transport, self.client, self.server, self.scheme == "https")
+        method = self.scope["method"].encode()
+        url, headers, transport = self.url, self.headers, self.transport
+        if self.scope["http_version"] != "1.1":
+            protocol.refuse(400, b"a WebSocket needs HTTP/1.1")
+        else:
+            protocol.upgrade(method, url, headers, rest)
+        transport.set_protocol(protocol)
+        # parser ↔ protocol is a cycle: break it, so that memory comes back without the collector
+        self.parser = None  # type: ignore[assignment]
+        self.scope = self.headers = self.cycle = None  # type: ignore[assignment]
+
+
+class FastLane:
+    """Writes a channel's batch to connections of this transport, one ``write(2)`` each. See ``docs/performance.md``."""
+
+    __slots__ = ("codec",)
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def deliver(self, links: Iterable[Link], batch: Batch, merge: bool) -> None:
+        data = batch.joined(self.codec)
+        size = len(data)
+        excluded = batch.excluded
+        write = os.write
+        link: WebSocketProtocol
+        for link in links:  # type: ignore[assignment]  # a lane only ever gets links of its own transport
+            fd = link.fd
+            if fd < 0 or link.out is not None or excluded is not None or (merge and link.in_many):
+                link.deliver_with_care(batch, data, merge)
+                continue
+            try:
+                sent = write(fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                link.transport.abort()
+                continue
+            if sent != size:
+                link.fall_behind(data[sent:])
+
+
+LANES: Final = {codec: FastLane(codec) for codec in (JSON, MSGPACK)}
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One WebSocket connection: frames in, frames out, limits, closing. It is also the session's link.
+
+    :ivar fd: the socket's descriptor while it may be written to directly; negative while it may not (the transport
+        holds unsent bytes, TLS, closing). ``~fd`` is the descriptor of a connection that fell behind.
+    :ivar out: frames to write at the end of this turn, or None.
+    :ivar sink: who gets what arrives.
+    """
+
+    __slots__ = (
+        "_abort_timer",
+        "_closing",
+        "_control",
+        "_early",
+        "_held",
+        "_outbox",
+        "_partial_since",
+        "_paused",
+        "_pong",
+        "_reader",
+        "_seen",
+        "_stash",
+        "_yielding",
+        "bucket",
+        "code",
+        "fd",
+        "lane",
+        "lost",
+        "out",
+        "session",
+        "shared",
+        "sink",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.shared = _shared(config, server_state, app_state)
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything can use it
+        self.sink: Sink | None = None
+        self.session: Session | None = None
+        self.lane: FastLane = LANES[JSON]
+        self.fd = -1
+        self.out: list[bytes] | None = None
+        self.code = 0
+        self.lost = False
+        self.bucket = 0
+        self._reader: Reader | None = None
+        self._early: Any = None  # before the handshake: (client, server, tls); then bytes glued to it
+        self._outbox: Outbox | None = None
+        self._pong: bytes | None = None
+        self._seen = 0.0
+        self._partial_since = 0.0
+        self._control = 0.0
+        self._stash: list[Event] | None = None  # parsed, but nobody may have it before release()
+        self._paused = False
+        self._closing = False
+        self._held = False
+        self._yielding = False
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    # -- the opening
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.begin(transport, get_remote_addr(transport), get_local_addr(transport), is_ssl(transport))
+
+    def begin(self, transport: asyncio.Transport, client: Any, server: Any, tls: bool) -> None:
+        """Start from a transport that has read the request's head."""
+        self.transport = transport
+        self._early = (client, server, tls)
+        self.shared.server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn types its own classes only
+
+    def upgrade(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
+        """Answer the opening request: refuse it, or run the app for it. ``rest`` is what came glued to it."""
+        shared = self.shared
+        reason = shared.gate.refuse(shared.open) if shared.gate is not None else None
+        if reason is not None:
+            shared.counters.refused[reason] = shared.counters.refused.get(reason, 0) + 1
+            return self.refuse(503, b"over capacity, come back later", [(b"retry-after", b"5")])
+        try:
+            key, subprotocols = handshake.check(method, headers)
+        except handshake.BadRequest as bad:
+            shared.counters.refused["bad_request"] = shared.counters.refused.get("bad_request", 0) + 1
+            return self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
+        client, server, tls = self._early
+        self._early = rest
+        shared.open += 1
+        raw_path, _, query = url.partition(b"?")
+        config = shared.config
+        scope = {
+            "type": "websocket",
+            "asgi": {"version": config.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "wss" if tls else "ws",
+            "server": server,
+            "client": client,
+            "root_path": config.root_path,
+            "path": config.root_path + unquote(raw_path.decode("ascii", "replace")),
+            "raw_path": config.root_path.encode() + raw_path,
+            "query_string": query,
+            "headers": headers,
+            "subprotocols": subprotocols,
+            "state": shared.app_state.copy(),
+            "extensions": {"websocket.http.response": {}, "hubbub.link": self},
+        }
+        conversation = Conversation(self, scope, key)
+        self.sink = conversation
+        task = shared.loop.create_task(conversation.run(config.loaded_app))
+        shared.server_state.tasks.add(task)
+        task.add_done_callback(shared.server_state.tasks.discard)
+        return None
+
+    def refuse(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Answer the opening request with an HTTP response and hang up."""
+        self._closing = True
+        self.code = CloseCode.ABNORMAL
+        wanted = [*self.shared.default_headers(), *(headers or ())]
+        self.transport.write(handshake.refuse_response(status, body=body, headers=wanted))
+        self._hang_up()
+
+    def accepted(self, response: bytes) -> None:
+        """The app accepted: the connection is a WebSocket from here."""
+        settings = self.shared.settings
+        self._reader = Reader(settings.message_limit, settings.max_fragments)
+        self._seen = self.shared.time()
+        self.transport.set_write_buffer_limits(high=PLAIN_BUFFER)
+        self.transport.write(response)
+        self.shared.watch(self)
+        if self._early:
+            self.shared.loop.call_soon(self._read_early)
+
+    def take_over(self, sink: Sink, codec: Codec, max_size: int | None = None) -> None:
+        """Leave ASGI: from here ``sink`` gets every message, and nothing of the conversation stays."""
+        settings = self.shared.settings
+        self.sink = sink
+        self.lane = LANES[codec]
+        if max_size is not None:
+            self._reader = Reader(max_size, settings.max_fragments)
+        transport = self.transport
+        # with a limit of 0 the transport says pause_writing() exactly while it holds bytes that the kernel did not take
+        transport.set_write_buffer_limits(high=0)
+        sock: socket.socket = transport.get_extra_info("socket")
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if settings.tcp_user_timeout:
+                milliseconds = int(settings.tcp_user_timeout * 1000)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        if is_ssl(transport):
+            return  # bytes must go through the TLS layer
+        self.fd = ~sock.fileno()
+        self._try_direct()
+
+    def _try_direct(self) -> None:
+        """Write to the descriptor from here on, once nothing written through the transport is unsent."""
+        if self.fd >= 0 or self.fd == -1 or self._closing or self._paused:
+            return
+        if self.transport.get_write_buffer_size():
+            self.shared.loop.call_soon(self._try_direct)
+        else:
+            self.fd = ~self.fd
+            if self._outbox is not None:
+                self.resume_writing()
+
+    def _read_early(self) -> None:
+        early, self._early = self._early, None
+        if early and not self.lost:
+            self.data_received(early)
+
+    # -- reading
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            return self._before_accept(data)
+        shared = self.shared
+        self._seen = shared.now
+        self._dispatch(reader.receive(data, shared.turn_frames))
+        if reader.partial:
+            if not self._partial_since:
+                self._partial_since = shared.now
+        else:
+            self._partial_since = 0.0
+        if reader.more or len(data) > shared.turn_bytes:
+            self._yield_turn()
+        return None
+
+    def _dispatch(self, events: list[Event]) -> None:
+        if self._held:
+            self._stash = (self._stash or []) + events
+            return
+        for index, event in enumerate(events):
+            if type(event) is str or type(event) is bytes:
+                self._partial_since = 0.0
+                if not self._closing:
+                    self.sink.received(self, event)  # type: ignore[union-attr]  # set since upgrade()
+            else:
+                self._control_frame(event)  # type: ignore[arg-type]  # messages are the other branch
+            if self._held:
+                self._stash = events[index + 1 :]
+                return
+
+    def _before_accept(self, data: bytes) -> None:
+        if self.sink is None and not self._closing:
+            # uvicorn's own HTTP class hands us the request's head once more as text
+            head, _, rest = data.partition(b"\r\n\r\n")
+            line, _, block = head.partition(b"\r\n")
+            method, _, target = line.partition(b" ")
+            pairs = [header.partition(b": ") for header in block.split(b"\r\n") if header]
+            headers = [(name, value) for name, _, value in pairs]
+            self.upgrade(method, target.rpartition(b" ")[0], headers, rest)
+        elif isinstance(self._early, bytes) and not self._closing:
+            self._early += data
+            if len(self._early) > self.shared.settings.message_limit:
+                self.transport.abort()  # nobody may send before the 101, and so much least of all
+
+    def _yield_turn(self) -> None:
+        """This connection has had its share of this turn: the others first, then the rest."""
+        if not self._yielding and not self.lost:
+            self._yielding = True
+            self.transport.pause_reading()
+            self.shared.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._yielding = False
+        if self.lost or self._held:
+            return
+        stash, self._stash = self._stash, None
+        if stash:
+            self._dispatch(stash)
+        if not self._held:
+            self.data_received(b"")
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._yielding and not self._held and not self.lost and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def hold(self) -> None:
+        """Read no further until :meth:`release`: somebody has enough to do. Silence is not held against the peer."""
+        if not self._held and not self.lost:
+            self._held = True
+            self.transport.pause_reading()
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            if not self._yielding and not self.lost:
+                self._yielding = True
+                self.shared.loop.call_soon(self._next_turn)
+
+    def eof_received(self) -> bool:
+        if self._paused:
+            self.transport.abort()  # close() would wait for a flush that may never come
+        return False
+
+    def _control_frame(self, event: Ping | Pong | Close | Violation) -> None:
+        if type(event) is Violation:
+            self.shared.counters.violations[event.code] = self.shared.counters.violations.get(event.code, 0) + 1
+            self.close(event.code, event.reason)
+            return
+        if type(event) is Close:
+            self._peer_closes(event)
+            return
+        rate = self.shared.control_rate
+        if rate is not None:
+            tat = rate.take(self._control, self.shared.time())
+            if tat < 0:
+                if not self._closing:
+                    self.shared.counters.control_floods += 1
+                    self.close(CloseCode.POLICY_VIOLATION, "too many control frames")
+                return
+            self._control = tat
+        if type(event) is Ping and not self._closing:
+            if self.behind:
+                self._pong = event.data  # only the newest ping must be answered (RFC 6455, 5.5.3)
+            else:
+                self.write(frame(PONG, event.data))
+
+    def _peer_closes(self, event: Close) -> None:
+        if not self._closing:
+            self._closing = True
+            self.code = event.code
+            self._write_last(close_frame(event.code))
+        self._hang_up()
+
+    # -- writing
+
+    @property
+    def behind(self) -> bool:
+        return self._paused
+
+    @property
+    def in_many(self) -> bool:
+        """True when more than one channel may write to this connection in one turn."""
+        return self.session is not None and len(self.session.channels) > 1
+
+    def send(self, payload: bytes) -> None:
+        if self._closing:
+            return
+        data = frame(self.lane.codec.opcode, payload)
+        if self.out is None:
+            self.out = [data]
+            self.sink.touched(self)  # type: ignore[union-attr]  # only a sink's session sends
+        else:
+            self.out.append(data)
+
+    def flush(self) -> None:
+        out = self.out
+        if out is not None:
+            self.out = None
+            self.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def write(self, data: bytes) -> None:
+        """Write whole frames that are no channel's: now if the socket takes them, else as a slow reader's."""
+        fd = self.fd
+        if fd >= 0:
+            try:
+                sent = os.write(fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.transport.abort()
+                return
+            if sent != len(data):
+                self.fall_behind(data[sent:])
+        elif self._closing or self.lost:
+            return
+        elif self._paused or self._outbox is not None:
+            self._queue(Entry(data, self.shared.now))
+        else:
+            self.transport.write(data)
+
+    def fall_behind(self, rest: bytes) -> None:
+        """The kernel did not take all: give the rest to the transport, and queue what follows until it is gone."""
+        self.fd = ~self.fd
+        self.transport.write(rest)  # calls pause_writing() unless it could write after all
+        if not self._paused:
+            self._try_direct()
+
+    def deliver_with_care(self, batch: Batch, data: bytes, merge: bool) -> None:
+        """A channel's batch for a connection that is not in the plain case."""
+        if self._closing or self.lost:
+            return
+        if batch.excluded is not None and self in batch.excluded:
+            opcode = self.lane.codec.opcode
+            data = b"".join([frame(opcode, payload) for _, payload in batch.for_link(self, self.lane.codec)])
+            if not data:
+                return
+        if self._paused or self._outbox is not None:
+            self._queue_batch(batch)
+        elif merge and self.in_many:
+            if self.out is None:
+                self.out = [data]
+                self.sink.touched(self)  # type: ignore[union-attr]  # in a channel, so it has a sink
+            else:
+                self.out.insert(0, data)  # acks go after what they acknowledge
+        elif self.out is not None:
+            out, self.out = self.out, None
+            self.write(b"".join((data, *out)))
+        else:
+            self.write(data)
+
+    def _queue_batch(self, batch: Batch) -> None:
+        now, codec = self.shared.now, self.lane.codec
+        for publication, payload in batch.for_link(self, codec):
+            data = frame(codec.opcode, payload)
+            if not self._queue(Entry(data, now, batch.channel, batch.policy, publication.key, publication.offset)):
+                return
+
+    def _queue(self, entry: Entry) -> bool:
+        outbox = self._outbox
+        if outbox is None:
+            settings = self.shared.settings
+            outbox = self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds)
+        if outbox.add(entry):
+            return True
+        self.close(CloseCode.SLOW, "slow")
+        return False
+
+    def overdue(self, now: float) -> bool:
+        return self._outbox is not None and self._outbox.overdue(now)
+
+    def pause_writing(self) -> None:
+        if not self._paused:
+            self._paused = True
+            if self.fd >= 0:
+                self.fd = ~self.fd
+            self.shared.counters.stalled += 1
+            if self.sink is not None:
+                self.sink.wrote_behind(self)
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self.lost:
+            return
+        pong, self._pong = self._pong, None
+        if pong is not None and not self._closing:
+            self.transport.write(frame(PONG, pong))
+        outbox = self._outbox
+        while outbox is not None and not self._paused and not self._closing:
+            chunk = outbox.take(CHUNK, self._gap)
+            if not chunk:
+                outbox = self._outbox = None
+            else:
+                self.transport.write(chunk)
+        if not self._paused:
+            self._try_direct()
+            if self.sink is not None:
+                self.sink.caught_up(self)
+
+    def _gap(self, channel: str, offset: int) -> bytes:
+        assert self.sink is not None  # only a channel's frames are dropped, and only a sink has channels
+        return frame(self.lane.codec.opcode, self.sink.gap(self, channel, offset))
+
+    # -- time
+
+    def visit(self, now: float) -> None:
+        """The heartbeat wheel's turn: is the peer alive, and is its message finished?"""
+        if self._closing or self._reader is None:
+            return
+        if self._held or self._yielding:
+            self._seen = now  # we do not listen, so silence is ours
+            return
+        limit = self.shared.settings.message_timeout
+        if limit and self._partial_since and now - self._partial_since >= limit:
+            self.close(CloseCode.POLICY_VIOLATION, "message not finished in time")
+            return
+        verdict = self.shared.wheel.judge(now - self._seen)
+        if verdict is Verdict.DEAD:
+            self.shared.counters.heartbeats_lost += 1
+            self.code = CloseCode.HEARTBEAT_LOST
+            self._write_last(close_frame(CloseCode.HEARTBEAT_LOST, "heartbeat lost"))
+            self.transport.abort()
+        elif verdict is Verdict.PING and not self._paused:
+            self.write(PING_FRAME)
+
+    # -- closing
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send what is queued and a close frame; abort when the peer does not answer within the close timeout."""
+        if self._closing or self.lost:
+            return
+        out, self.out = self.out, None
+        self._closing = True
+        self.code = code
+        self._outbox = None
+        self._write_last(b"".join((*(out or ()), close_frame(code, reason))))
+        self._abort_later()
+        if self._held:
+            self.release()  # the peer's answer must be read
+
+    def _write_last(self, data: bytes) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            try:
+                sent = os.write(fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.transport.abort()
+                return
+            data = data[sent:]
+        if data:
+            self.transport.write(data)
+
+    def _hang_up(self) -> None:
+        self.transport.close()
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        if self._abort_timer is None and not self.lost:
+            self._abort_timer = self.shared.loop.call_later(self.shared.settings.close_timeout, self.abort)
+
+    def abort(self) -> None:
+        if not self.lost:
+            self.fd = -1
+            self._closing = True
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """uvicorn is stopping: it waits while this connection stays in its set."""
+        if self.sink is not None:
+            self.sink.drain(self)
+        else:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.fd = -1  # the number may belong to another connection from here on
+        self.out = self._outbox = self._reader = None
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
+        self.shared.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.shared.wheel.discard(self)
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            self.shared.open -= 1
+            sink.lost(self, self.code or CloseCode.ABNORMAL)
+        self.session = None

@@ -1,0 +1,229 @@
+"""What the tests share: a real server in the test's own loop, a clock that is turned by hand, a client that waits
+with a deadline and shows what did arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import uvicorn
+import websockets
+from fastapi import FastAPI
+from websockets.asyncio.client import ClientConnection, connect
+
+from hubbub import Hubbub, Settings, issue_token
+from hubbub.app import create_app
+from hubbub.hub import Hub
+from hubbub.settings import load_settings
+from hubbub.transports.uvicorn import Shared
+
+SECRET = "a secret of the tests, forty bytes long .."
+API_KEY = "key-of-the-tests-0001"
+DEADLINE = 5.0
+"""Seconds that any wait in a test may take before it fails."""
+
+FAST = {"ws": "hubbub.transports.uvicorn:WebSocketProtocol", "http": "hubbub.transports.uvicorn:HttpProtocol"}
+STOCK = {"ws": "websockets-sansio", "http": "httptools"}
+LANES = {"fast": FAST, "asgi": STOCK}
+"""The fast lane, and a plain ASGI server (uvicorn's own classes)."""
+
+
+class HandClock:
+    """Two clocks that move only when a test says so."""
+
+    def __init__(self, unix: float = 1_800_000_000.0, monotonic: float = 1000.0) -> None:
+        self._unix = unix
+        self._monotonic = monotonic
+
+    def time(self) -> float:
+        return self._unix
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        self._unix += seconds
+        self._monotonic += seconds
+
+
+def settings_for(**overrides: Any) -> Settings:
+    """Settings that do not look at the environment of whoever runs the tests."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HUBBUB_")}
+    try:
+        values: dict[str, Any] = {
+            "secret": SECRET,
+            "api_keys": (API_KEY,),
+            "dev": True,
+            "data_dir": Path(tempfile.gettempdir()) / "hubbub-tests",
+            "drain_seconds": 0.5,
+            "close_timeout": 1.0,
+        }
+        return load_settings(**{**values, **overrides})
+    finally:
+        os.environ.update(kept)
+
+
+class Running:
+    """A server that runs in this loop."""
+
+    def __init__(self, server: uvicorn.Server, app: FastAPI, port: int, clock: HandClock | None) -> None:
+        self.server = server
+        self.app = app
+        self.port = port
+        self.clock = clock
+        self.hubbub = cast(Hubbub, getattr(app.state, "hubbub", None))
+
+    @property
+    def hub(self) -> Hub:
+        return self.hubbub.hub
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def shared(self) -> Shared:
+        """The fast lane's shared part (there is one once a connection came)."""
+        return cast(Shared, self.server.server_state.hubbub_shared)  # type: ignore[attr-defined]
+
+    def token(self, user: str, *, ttl: float = 3600.0, **grants: Any) -> str:
+        grants.setdefault("subscribe", ("*",))
+        grants.setdefault("publish", ("*",))
+        return issue_token(self.hubbub.settings, user, now=self.hubbub.clock.time(), ttl=ttl, **grants)
+
+    @asynccontextmanager
+    async def client(self, user: str | None = None, path: str = "/ws", **options: Any) -> AsyncIterator[Client]:
+        """A client; signed in if a user is named."""
+        grants = options.pop("grants", {})
+        async with connect(self.ws + path, proxy=None, ping_interval=None, **options) as connection:
+            client = Client(connection)
+            if user is not None:
+                await client.send("auth", token=self.token(user, **grants))
+                await client.expect("auth_success")
+            yield client
+
+    def advance(self, seconds: float) -> None:
+        """Turn the clock, and do what is due then."""
+        assert self.clock is not None, "this server runs on the real clock"
+        self.clock.advance(seconds)
+        self.hub.sweep()
+
+
+class Client:
+    """A foreign WebSocket client (`websockets`) with a deadline on every wait."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.seen: list[Any] = []
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.connection.send(json.dumps({"type": kind, **fields}))
+
+    async def send_raw(self, data: str | bytes) -> None:
+        await self.connection.send(data)
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                data = await self.connection.recv()
+        except TimeoutError:
+            raise AssertionError(f"nothing came; seen so far: {self.seen}") from None
+        message = json.loads(data) if isinstance(data, str) else msgspec.msgpack.decode(data)
+        self.seen.append(message)
+        return cast("dict[str, Any]", message)
+
+    async def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """The next message of this type (with these fields); others before it are passed over."""
+        passed = []
+        while True:
+            try:
+                message = await self.receive()
+            except (AssertionError, websockets.ConnectionClosed) as error:
+                raise AssertionError(f"no {kind!r} with {fields} came, but {passed}") from error
+            if message["type"] == kind and all(message.get(name) == value for name, value in fields.items()):
+                return message
+            passed.append(message)
+
+    async def nothing_more(self) -> None:
+        """Assert that nothing is on its way: a ping's answer is the next message."""
+        await self.send("ping", ref="nothing-more")
+        message = await self.receive()
+        assert message == {"type": "pong", "ref": "nothing-more"}, message
+
+    async def closed(self) -> int:
+        """Wait for the end; returns the close code."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    data = await self.connection.recv()
+                    self.seen.append(json.loads(data) if isinstance(data, str) else msgspec.msgpack.decode(data))
+        except websockets.ConnectionClosed:
+            code = self.connection.close_code
+            return code if code is not None else 1006
+        except TimeoutError:
+            raise AssertionError(f"it was not closed; seen: {self.seen}") from None
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings | None = None,
+    *,
+    app: FastAPI | None = None,
+    clock: HandClock | None = None,
+    lane: str = "fast",
+    make: Callable[[], FastAPI] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Running]:
+    """Serve an app (by default the complete server) on a free loopback port, in this loop."""
+    if app is None:
+        chosen = settings or settings_for()
+        if make is not None:
+            app = make()
+        elif clock is not None:
+            app = FastAPI()
+            Hubbub(app, settings=chosen, clock=clock)
+        else:
+            app = create_app(chosen)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, lifespan="on", log_config=None, timeout_graceful_shutdown=5, **{**LANES[lane], **(options or {})}
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server._serve([listener]))
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not server.started:
+                if serving.done():
+                    serving.result()
+                await asyncio.sleep(0)
+        yield Running(server, app, listener.getsockname()[1], clock)
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(20):
+            await serving
+
+
+async def until(condition: Callable[[], bool], what: str = "") -> None:
+    """Let the loop run until a condition holds."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not condition():
+                await asyncio.sleep(0)
+    except TimeoutError:
+        raise AssertionError(f"never came true: {what or condition}") from None
