@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import httpx2
 import msgspec
+import pytest
 import uvicorn
 import websockets
 from fastapi import FastAPI
@@ -34,6 +36,8 @@ FAST = {"ws": "hubbub.transports.uvicorn:WebSocketProtocol", "http": "hubbub.tra
 STOCK = {"ws": "websockets-sansio", "http": "httptools"}
 LANES = {"fast": FAST, "asgi": STOCK}
 """The fast lane, and a plain ASGI server (uvicorn's own classes)."""
+BOTH_LANES = [pytest.mark.anyio, pytest.mark.parametrize("lane", list(LANES))]
+"""``pytestmark`` of the behaviour suite: every test runs on both, and says ``serve(lane)``."""
 
 
 class HandClock:
@@ -107,11 +111,21 @@ class Running:
     async def client(self, user: str | None = None, path: str = "/ws", **options: Any) -> AsyncIterator[Client]:
         """A client; signed in if a user is named."""
         grants = options.pop("grants", {})
+        previous = options.pop("session", None)
         async with connect(self.ws + path, proxy=None, ping_interval=None, **options) as connection:
             client = Client(connection)
             if user is not None:
-                await client.send("auth", token=self.token(user, **grants))
-                await client.expect("auth_success")
+                await client.send("auth", token=self.token(user, **grants), session=previous)
+                client.session = (await client.expect("auth_success"))["session"]
+            yield client
+
+    @asynccontextmanager
+    async def http(self, bearer: str | None = API_KEY) -> AsyncIterator[httpx2.AsyncClient]:
+        """An HTTP client of this server, with an API key unless told otherwise."""
+        headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+        async with httpx2.AsyncClient(
+            base_url=self.url, headers=headers, trust_env=False, timeout=DEADLINE
+        ) as client:
             yield client
 
     def advance(self, seconds: float) -> None:
@@ -127,9 +141,15 @@ class Client:
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
         self.seen: list[Any] = []
+        self.session = ""
+        self._asked = 0
+        request = connection.request
+        asked = request is not None and "format=msgpack" in request.path
+        self.packs = asked or connection.subprotocol == "hubbub.msgpack"
 
     async def send(self, kind: str, **fields: Any) -> None:
-        await self.connection.send(json.dumps({"type": kind, **fields}))
+        message = {"type": kind, **fields}
+        await self.connection.send(msgspec.msgpack.encode(message) if self.packs else json.dumps(message))
 
     async def send_raw(self, data: str | bytes) -> None:
         await self.connection.send(data)
@@ -147,7 +167,7 @@ class Client:
 
     async def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
         """The next message of this type (with these fields); others before it are passed over."""
-        passed = []
+        passed: list[dict[str, Any]] = []
         while True:
             try:
                 message = await self.receive()
@@ -156,6 +176,30 @@ class Client:
             if message["type"] == kind and all(message.get(name) == value for name, value in fields.items()):
                 return message
             passed.append(message)
+
+    async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Send a message and wait for what carries its ``ref`` back; others before it are passed over."""
+        self._asked += 1
+        ref = f"ask-{self._asked}"
+        await self.send(kind, ref=ref, **fields)
+        while True:
+            message = await self.receive()
+            if message.get("ref") == ref:
+                return message
+
+    async def refused(self, kind: str, **fields: Any) -> str:
+        """Send a message that is refused; returns the error's code."""
+        answer = await self.ask(kind, **fields)
+        assert answer["type"] == "error", answer
+        return str(answer["code"])
+
+    async def drained(self) -> list[dict[str, Any]]:
+        """Everything that was on its way, up to a ping's answer."""
+        await self.send("ping", ref="drained")
+        messages = []
+        while (message := await self.receive()) != {"type": "pong", "ref": "drained"}:
+            messages.append(message)
+        return messages
 
     async def nothing_more(self) -> None:
         """Assert that nothing is on its way: a ping's answer is the next message."""
@@ -175,6 +219,16 @@ class Client:
             return code if code is not None else 1006
         except TimeoutError:
             raise AssertionError(f"it was not closed; seen: {self.seen}") from None
+
+
+class _Server(uvicorn.Server):
+    """Looks ten times as often whether it should end."""
+
+    async def main_loop(self) -> None:
+        turn = 0
+        while not await self.on_tick(turn):
+            turn = (turn + 1) % 10
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -203,7 +257,7 @@ async def running(
     config = uvicorn.Config(
         app, lifespan="on", log_config=None, timeout_graceful_shutdown=5, **{**LANES[lane], **(options or {})}
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server._serve([listener]))
     try:
@@ -217,6 +271,13 @@ async def running(
         server.should_exit = True
         async with asyncio.timeout(20):
             await serving
+
+
+@asynccontextmanager
+async def serve(lane: str, *, clock: HandClock | None = None, **settings: Any) -> AsyncIterator[Running]:
+    """Serve on a lane with a clock that is turned by hand."""
+    async with running(settings_for(**settings), clock=clock or HandClock(), lane=lane) as server:
+        yield server
 
 
 async def until(condition: Callable[[], bool], what: str = "") -> None:

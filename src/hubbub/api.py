@@ -412,7 +412,7 @@ async def publish_data(hub: Hub, channel: str, data: bytes, key: str | None, use
     :raises ClientError: no channel's name, or one that belongs to a feature.
     """
     check_name(channel)
-    for prefix, _ in hub.channel_rules:
+    for prefix in hub.reserved:
         if channel.startswith(prefix):
             raise ClientError(ErrorCode.FORBIDDEN, f"{prefix}… belongs to a feature: use its own calls")
     options = hub.options_for(channel)

@@ -103,7 +103,7 @@ class Commands:
             at=hub.clock.time(),
         )
         position = await hub.broker.publish(name, publication, options)
-        link.send(codec.encode(messages.PublishAck(offset=position.offset, epoch=position.epoch, ref=message.ref)))
+        link.send(codec.encode(messages.PublishAck(position.offset, position.epoch, ref=message.ref)))
 
     async def history(self, session: Session, message: messages.GetHistory) -> None:
         hub, name = self.hub, message.channel
@@ -152,10 +152,11 @@ class Commands:
         return options
 
     def _may_publish(self, session: Session, name: str, options: ChannelOptions) -> None:
-        check_name(name, session.user_id)
+        if name not in self.hub.channels:  # or it was checked when it was subscribed to
+            check_name(name, session.user_id)
         assert session.identity is not None
         grants = session.identity.grants
-        reserved = any(name.startswith(prefix) for prefix, _ in self.hub.channel_rules)
+        reserved = name.startswith(self.hub.reserved)
         if reserved or options.publish == "server":
             allowed = grants.admin and not reserved
         elif options.publish == "anyone":
@@ -211,13 +212,11 @@ def publication_of(
     at: float = 0.0,
 ) -> Publication:
     """A ``publication`` message of ``data`` (JSON text) for a channel."""
-    tail = b',"data":%b' % data
-    if user is not None:
-        tail += b',"user_id":%b' % messages.JSON.encode(user)
-    if key is not None:
-        tail += b',"key":%b' % messages.JSON.encode(key)
-    tail += b"}"
+    encode = messages.JSON.encode
+    by = b"" if user is None else b',"user_id":%b' % encode(user)
+    keyed = b"" if key is None else b',"key":%b' % encode(key)
+    tail = b',"data":%b%b%b}' % (data, by, keyed)
     head = _head(channel)
     if not options.history_size:
-        return Publication(b"%b0%b" % (head, tail), key=key, user=user, origin=origin, at=at)
-    return Publication(head, tail, key=key, user=user, origin=origin, at=at)
+        return Publication(b"%b0%b" % (head, tail), b"", key, user, origin, at)
+    return Publication(head, tail, key, user, origin, at)

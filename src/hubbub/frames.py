@@ -340,8 +340,9 @@ class Reader:
             _, used = utf_8_decode(chunk, "strict", last)
         except UnicodeDecodeError:
             return False
-        rest.torn = chunk[used:]
-        return True
+        rest.torn = torn = chunk[used:]
+        # Python's decoder waits for the third byte of a surrogate, since its "surrogatepass" would need it.
+        return not (len(torn) == 2 and torn[0] == 0xED and torn[1] >= 0xA0)
 
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> bool:
         """Hand out a control frame; False where it ends the connection."""

@@ -96,6 +96,7 @@ class Hub:
         self.sweepers: list[Callable[[float], None]] = []
         self.openers: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
         self.channel_rules: list[tuple[str, ChannelRule]] = []
+        self._reserved: tuple[str, ...] = ()
         self.options_for = lru_cache(maxsize=65_536)(self._find_options)
         self._patterns = [(Patterns((pattern,)), options) for pattern, options in settings.channels.items()]
         self._inbox = Inbox(())
@@ -114,6 +115,16 @@ class Hub:
         self._timer: asyncio.TimerHandle | None = None
 
     # -- start and stop
+
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """Prefixes of channels that belong to features."""
+        return self._reserved
+
+    def reserve(self, prefix: str, rule: ChannelRule) -> None:
+        """Give the channels with a prefix to a feature. Before :meth:`start`."""
+        self.channel_rules.append((prefix, rule))
+        self._reserved = (*self._reserved, prefix)
 
     def route(self, struct: type[ClientMessage], handle: Handler, *, anonymous: bool = False) -> None:
         """Say who handles a kind of message. Before :meth:`start`."""

@@ -71,7 +71,7 @@ class Unsubscribe(ClientMessage, tag="unsubscribe"):
     channel: Name
 
 
-class Publish(ClientMessage, tag="publish"):
+class Publish(ClientMessage, tag="publish", gc=False):
     """``key``: what `conflate` keeps the newest of. ``exclude_self``: this session does not get it, live or recovered."""
 
     channel: Name
@@ -109,7 +109,7 @@ class LeaveRoom(ClientMessage, tag="leave_room"):
     room_id: Annotated[str, Meta(max_length=64)]
 
 
-class ChatMessage(ClientMessage, tag="chat_message"):
+class ChatMessage(ClientMessage, tag="chat_message", gc=False):
     """``client_id``: idempotency key; a retry with the same one gets the first answer and is not sent again."""
 
     message: Annotated[str, Meta(min_length=1)]
@@ -124,13 +124,17 @@ class Typing(ClientMessage, tag="typing"):
 # -- server → client ---------------------------------------------------------------------------------------------
 
 
-class ServerMessage(Struct, tag_field="type", kw_only=True, omit_defaults=True):
-    """Base of what the server sends. Fields at their default are left out."""
+class ServerMessage(Struct, tag_field="type", omit_defaults=True):
+    """Base of what the server sends. Fields at their default are left out; ``ref`` is given by name."""
+
+
+class Reply(ServerMessage, kw_only=True):
+    """What answers a client's message carries its ``ref``."""
 
     ref: str | None = None
 
 
-class AuthSuccess(ServerMessage, tag="auth_success"):
+class AuthSuccess(Reply, tag="auth_success"):
     """``heartbeat``: seconds of silence after which the server pings. ``token_expires``: unix seconds."""
 
     user_id: str
@@ -139,15 +143,15 @@ class AuthSuccess(ServerMessage, tag="auth_success"):
     token_expires: float | UnsetType = UNSET
 
 
-class Pong(ServerMessage, tag="pong"):
+class Pong(Reply, tag="pong"):
     pass
 
 
-class HeartbeatAck(ServerMessage, tag="heartbeat_ack"):
+class HeartbeatAck(Reply, tag="heartbeat_ack"):
     pass
 
 
-class Subscribed(ServerMessage, tag="subscribed"):
+class Subscribed(Reply, tag="subscribed"):
     channel: str
     epoch: str
     offset: int
@@ -157,17 +161,17 @@ class Subscribed(ServerMessage, tag="subscribed"):
     count: int | UnsetType = UNSET
 
 
-class Unsubscribed(ServerMessage, tag="unsubscribed"):
+class Unsubscribed(Reply, tag="unsubscribed"):
     channel: str
     reason: str | None = None
 
 
-class PublishAck(ServerMessage, tag="ack"):
+class PublishAck(Reply, tag="ack", gc=False):
     offset: int
     epoch: str
 
 
-class HistoryReply(ServerMessage, tag="history"):
+class HistoryReply(Reply, tag="history"):
     channel: str
     epoch: str
     offset: int
@@ -175,7 +179,7 @@ class HistoryReply(ServerMessage, tag="history"):
     more: bool
 
 
-class PresenceReply(ServerMessage, tag="presence"):
+class PresenceReply(Reply, tag="presence"):
     channel: str
     users: dict[str, Any]
     count: int
@@ -196,15 +200,15 @@ class RoomInfo(Struct, frozen=True, omit_defaults=True):
     users: int | UnsetType = UNSET
 
 
-class RoomCreated(ServerMessage, tag="room_created"):
+class RoomCreated(Reply, tag="room_created"):
     room: RoomInfo
 
 
-class Rooms(ServerMessage, tag="rooms"):
+class Rooms(Reply, tag="rooms"):
     rooms: list[RoomInfo]
 
 
-class RoomJoined(ServerMessage, tag="room_joined"):
+class RoomJoined(Reply, tag="room_joined"):
     """``users`` is left out, and only ``count`` sent, in rooms above HUBBUB_PRESENCE_LIMIT users."""
 
     room_id: str
@@ -216,12 +220,12 @@ class RoomJoined(ServerMessage, tag="room_joined"):
     count: int
 
 
-class RoomLeft(ServerMessage, tag="room_left"):
+class RoomLeft(Reply, tag="room_left"):
     room_id: str
     reason: str | None = None
 
 
-class ChatAck(ServerMessage, tag="ack"):
+class ChatAck(Reply, tag="ack", gc=False):
     id: int
     timestamp: str
     room_id: str
@@ -271,14 +275,14 @@ class Reconnect(ServerMessage, tag="reconnect"):
     after: float
 
 
-class Error(ServerMessage, tag="error"):
+class Error(Reply, tag="error"):
     code: str
     message: str
     retry_after: float | None = None
     id: str | None = None
 
 
-class Ack(ServerMessage, tag="ack"):
+class Ack(Reply, tag="ack"):
     pass
 
 

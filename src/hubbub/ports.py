@@ -33,31 +33,40 @@ class Link(Protocol):
     @property
     def lane(self) -> Lane:
         """How links of this kind are written to."""
+        ...
 
     def send(self, payload: bytes) -> None:
         """Queue one message, already in this link's codec. It leaves at the end of the loop's turn, after channels'."""
+        ...
 
     def flush(self) -> None:
         """Write what is queued now."""
+        ...
 
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Begin the closing handshake; whatever the peer does, the connection is gone after the close timeout."""
+        ...
 
     def abort(self) -> None:
         """Drop the connection at once."""
+        ...
 
     def hold(self) -> None:
         """Read no further until :meth:`release`. The peer's silence meanwhile is not held against it."""
+        ...
 
     def release(self) -> None:
         """Read on."""
+        ...
 
     def overdue(self, now: float) -> bool:
         """True when the peer has not read for longer than the outbox's age allows (monotonic seconds)."""
+        ...
 
     @property
     def behind(self) -> bool:
         """True while the peer does not take what it is sent."""
+        ...
 
 
 class Lane(Protocol):
@@ -71,6 +80,7 @@ class Lane(Protocol):
         :param merge: more channels have batches in this turn: links in several of them collect theirs, so that each
             is written to once.
         """
+        ...
 
 
 class Request(NamedTuple):
@@ -89,24 +99,31 @@ class Sink(Protocol):
 
     def received(self, link: Link, message: str | bytes) -> None:
         """A whole message arrived: ``str`` from a text frame, ``bytes`` from a binary one."""
+        ...
 
     def lost(self, link: Link, code: int) -> None:
         """The connection is gone; ``code`` is the close code of the peer, or ours, or 1006."""
+        ...
 
     def wrote_behind(self, link: Link) -> None:
         """The link's peer stopped taking bytes; :attr:`Link.behind` is True now."""
+        ...
 
     def caught_up(self, link: Link) -> None:
         """The peer has taken everything: :attr:`Link.behind` is False again."""
+        ...
 
     def touched(self, link: Link) -> None:
         """Something was queued on the link: call its ``flush`` at the end of this turn."""
+        ...
 
     def gap(self, link: Link, channel: str, offset: int) -> bytes:
         """The message, in the link's codec, that tells of publications dropped up to ``offset``."""
+        ...
 
     def drain(self, link: Link) -> None:
         """The server shuts down: say goodbye to this link in its turn, within the drain's bound."""
+        ...
 
 
 class Gate(Protocol):
@@ -114,6 +131,7 @@ class Gate(Protocol):
 
     def refuse(self, connections: int) -> str | None:
         """None to let one more in beside so many open connections, or the reason for a 503 (a metric's label)."""
+        ...
 
 
 # -- brokers: where publications are kept and how they reach every node --------------------------------------------
@@ -124,6 +142,7 @@ class Inlet(Protocol):
 
     def deliver(self, channel: str, publication: Publication) -> None:
         """A publication on a channel that this node is subscribed to. Per channel, calls come in offset order."""
+        ...
 
 
 class Broker(Protocol):
@@ -136,32 +155,40 @@ class Broker(Protocol):
 
     async def start(self, inlet: Inlet) -> None:
         """Connect. Called once, before anything else."""
+        ...
 
     async def stop(self) -> None:
         """Let go of everything. Called once."""
+        ...
 
     async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
         """Append to the channel's history and hand to every subscribed node, as one act.
 
         :raises BrokerUnavailable: nothing is known to have been published.
         """
+        ...
 
     async def subscribe(self, channel: str) -> None:
         """This node wants the channel's publications from now on."""
+        ...
 
     async def unsubscribe(self, channel: str) -> None:
         """This node no longer wants them."""
+        ...
 
     async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
         """What a reader at ``since`` has missed (None: nothing is asked, only the position is)."""
+        ...
 
     async def history(
         self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
     ) -> tuple[Position, Sequence[Publication], bool]:
         """A page of the kept publications, oldest first; True when there are more."""
+        ...
 
     def sweep(self, now: float) -> None:
         """Called about once a second (unix seconds): forget what is too old."""
+        ...
 
 
 class Clock(Protocol):
@@ -169,6 +196,8 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Unix seconds: for timestamps and token expiry only."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds that never jump: for everything else."""
+        ...

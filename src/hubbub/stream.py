@@ -9,45 +9,34 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
+from msgspec import Struct
+
 from hubbub.messages import Position
 
 OVERHEAD = 160
 """Bytes that a kept publication costs beside its payload (the object, its deque slot, its strings); an estimate."""
 
 
-class Publication:
+class Publication(Struct, gc=False):
     """One published thing, as brokers store it and hubs deliver it.
 
     The payload is the JSON text of the wire message with a hole where the engine writes the offset:
     ``head + offset + tail``. A publication without history (``offset`` 0) has no hole: ``head`` is the whole text.
 
-    :ivar offset: 1, 2, 3, … in its channel; 0 for what is not kept.
     :ivar key: what ``conflate`` keeps the newest of.
     :ivar user: who published it, or None for the server.
     :ivar origin: the session that must not get it (``exclude_self``), or None.
     :ivar at: unix seconds of its publication.
+    :ivar offset: 1, 2, 3, … in its channel; 0 for what is not kept.
     """
 
-    __slots__ = ("at", "head", "key", "offset", "origin", "tail", "user")
-
-    def __init__(
-        self,
-        head: bytes,
-        tail: bytes = b"",
-        *,
-        key: str | None = None,
-        user: str | None = None,
-        origin: str | None = None,
-        at: float = 0.0,
-        offset: int = 0,
-    ) -> None:
-        self.head = head
-        self.tail = tail
-        self.key = key
-        self.user = user
-        self.origin = origin
-        self.at = at
-        self.offset = offset
+    head: bytes
+    tail: bytes = b""
+    key: str | None = None
+    user: str | None = None
+    origin: str | None = None
+    at: float = 0.0
+    offset: int = 0
 
     @property
     def payload(self) -> bytes:
@@ -101,16 +90,15 @@ class History:
 
     def append(self, publication: Publication) -> int:
         """Give the publication the next offset and keep it. Returns the change of :attr:`bytes`."""
-        before = self.bytes
-        self.offset += 1
-        publication.offset = self.offset
+        publication.offset = self.offset = self.offset + 1
         kept = self._kept
         kept.append(publication)
-        self.bytes += len(publication.tail) + OVERHEAD
+        change = len(publication.tail) + OVERHEAD
         oldest = publication.at - self.ttl
-        while len(kept) > self.size or kept[0].at <= oldest or (self.bytes > self.max_bytes and len(kept) > 1):
-            self.bytes -= kept.popleft().size
-        return self.bytes - before
+        while len(kept) > self.size or kept[0].at <= oldest or (self.bytes + change > self.max_bytes and len(kept) > 1):
+            change -= len(kept.popleft().tail) + OVERHEAD
+        self.bytes += change
+        return change
 
     def expire(self, now: float) -> int:
         """Forget what is older than the ttl. Returns the change of :attr:`bytes` (never above 0)."""

@@ -28,7 +28,7 @@ COUNT_INTERVAL = 1.0
 """Seconds between two `room_count` of a large room."""
 
 
-class MessageData(Struct, omit_defaults=True):
+class MessageData(Struct, omit_defaults=True, gc=False):
     """``data`` of a `message`. ``id`` comes first: it is where the engine writes the offset."""
 
     user_id: str
@@ -44,10 +44,11 @@ class Room:
     :ivar answered: (user, client_id) → the ack's id and timestamp, so that a retry gets the first answer.
     """
 
-    __slots__ = ("answered", "counted", "created_at", "created_by", "head", "id", "name", "typing")
+    __slots__ = ("answered", "channel", "counted", "created_at", "created_by", "head", "id", "name", "typing")
 
     def __init__(self, room_id: str, name: str, created_at: str, created_by: str | None) -> None:
         self.id = room_id
+        self.channel = PREFIX + room_id
         self.name = name
         self.created_at = created_at
         self.created_by = created_by
@@ -55,10 +56,6 @@ class Room:
         self.answered: OrderedDict[tuple[str, str], tuple[int, str]] = OrderedDict()
         self.typing: dict[str, float] = {}
         self.counted = 0.0
-
-    @property
-    def channel(self) -> str:
-        return PREFIX + self.id
 
 
 class Chat:
@@ -71,7 +68,7 @@ class Chat:
         self._marks: deque[tuple[float, Room, str]] = deque()
         self._uncounted: dict[Room, None] = {}
         self.options = self._options()
-        hub.channel_rules.append((PREFIX, ChannelRule(self.options, self._may_read)))
+        hub.reserve(PREFIX, ChannelRule(self.options, self._may_read))
         hub.observers.append((PREFIX, self._roster_changed))
         hub.openers.append(self._join_endpoint_room)
         hub.leavers.append(self._left)
@@ -213,40 +210,34 @@ class Chat:
 
     async def on_message(self, session: Session, message: messages.ChatMessage) -> None:
         hub = self.hub
-        room = await self._room_of(session, message.room_id)
+        room = self._joined(session, message.room_id) or await self._default_room(session)
         user_id = session.user_id
-        text = message.message
+        text, client_id, ref = message.message, message.client_id, message.ref
         self._check_text(text)
         link = session.link
-        codec = link.lane.codec
-        client_id = message.client_id
-        name = (user_id, client_id or "")
+        encode = link.lane.codec.encode
         if client_id is not None:
-            first = room.answered.get(name)
+            first = room.answered.get((user_id, client_id))
             if first is not None:
-                reply = messages.ChatAck(
-                    id=first[0], timestamp=first[1], room_id=room.id, client_id=client_id, ref=message.ref
-                )
-                link.send(codec.encode(reply))
+                offset, timestamp = first
+                link.send(encode(messages.ChatAck(offset, timestamp, room.id, client_id, ref=ref)))
                 return
         now = hub.clock.time()
         timestamp = _stamp(now)
         tail = b",%b}" % JSON.encode(MessageData(user_id, text, timestamp, client_id))[1:]
-        publication = Publication(room.head, tail, user=user_id, at=now)
+        publication = Publication(room.head, tail, None, user_id, None, now)
         position = await hub.broker.publish(room.channel, publication, self.options)
+        offset = position.offset
         if client_id is not None:
-            room.answered[name] = (position.offset, timestamp)
+            room.answered[user_id, client_id] = (offset, timestamp)
             if len(room.answered) > REMEMBERED:
                 room.answered.popitem(last=False)
         if room.typing:
             room.typing.pop(user_id, None)  # clients take the message itself for the end of the typing
-        ack = messages.ChatAck(
-            id=position.offset, timestamp=timestamp, room_id=room.id, client_id=client_id, ref=message.ref
-        )
-        link.send(codec.encode(ack))
+        link.send(encode(messages.ChatAck(offset, timestamp, room.id, client_id, ref=ref)))
 
     async def on_typing(self, session: Session, message: messages.Typing) -> None:
-        room = await self._room_of(session, message.room_id)
+        room = self._joined(session, message.room_id) or await self._default_room(session)
         user_id = session.user_id
         deadline = self.hub.clock.monotonic() + self.hub.settings.typing_timeout
         if user_id not in room.typing:
@@ -254,8 +245,8 @@ class Chat:
             self._marks.append((deadline, room, user_id))
         room.typing[user_id] = deadline
 
-    async def _room_of(self, session: Session, room_id: str | None) -> Room:
-        """The room that a message is for: the named one, the endpoint's, the only one joined, or the default one.
+    def _joined(self, session: Session, room_id: str | None) -> Room | None:
+        """The room that a message is for: the named one, the endpoint's, or the only one joined; None: none is joined.
 
         :raises ClientError: ``not_joined``, ``not_found``, or that it is not clear which.
         """
@@ -266,7 +257,7 @@ class Chat:
             if len(joined) > 1:
                 raise ClientError(ErrorCode.INVALID_MESSAGE, "you are in several rooms: say which - at `$.room_id`")
             if not joined:
-                return await self._default_room(session)
+                return None
             room_id = joined[0]
         room = self._enterable(session, room_id)
         if room.channel not in session.channels:

@@ -37,7 +37,7 @@ class Notifications:
         self.hub = hub
         wanted = hub.settings.channels.get("user:*", ChannelOptions(history_size=100, history_ttl=86_400.0))
         self.options = wanted.model_copy(update={"presence": False})
-        hub.channel_rules.append((PERSONAL, ChannelRule(self.options, self._may_read)))
+        hub.reserve(PERSONAL, ChannelRule(self.options, self._may_read))
 
     def _may_read(self, session: Session, name: str) -> None:
         if name != PERSONAL + session.user_id:

@@ -712,7 +712,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._abort_timer is not None:
             self._abort_timer.cancel()
             self._abort_timer = None
-        self.shared.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.shared.server_state.connections.discard(self)
         self.shared.wheel.discard(self)
         sink, self.sink = self.sink, None
         if sink is not None:
