@@ -84,6 +84,8 @@ class Hubbub:
         self.chat = Chat(self.hub)
         self.notifications = Notifications(self.hub)
         self._counters = _transport_counters()
+        self._endpoint = SessionEndpoint(self.hub)
+        self._direct = False
         self.prefix = prefix
         if app is not None:
             self.install(app)
@@ -93,7 +95,7 @@ class Hubbub:
         api = Api(self.hub, self.chat, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
         app.add_exception_handler(ClientError, _client_error)
-        session: Any = SessionEndpoint(self.hub)  # Starlette runs what is no function as a raw ASGI app
+        session: Any = self._endpoint  # Starlette runs what is no function as a raw ASGI app
         routes = [
             WebSocketRoute(self.prefix + "/ws", session, name="hubbub"),
             WebSocketRoute(self.prefix + "/ws/chat/{room_id}", session, name="hubbub-chat"),
@@ -101,7 +103,7 @@ class Hubbub:
         if self.settings.dev:
             echo: Any = EchoEndpoint(self.hub)
             routes.append(WebSocketRoute(self.prefix + "/ws/echo", echo, name="hubbub-echo"))
-        app.router.routes.extend(routes)
+        app.router.routes[:0] = routes  # first: they are asked for most, and matching goes in order
         original = app.router.lifespan_context
 
         @asynccontextmanager
@@ -123,7 +125,16 @@ class Hubbub:
             "hubbub_settings": self.settings,
             "hubbub_counters": self._counters,
             "hubbub_clock": self.clock,
+            "hubbub_direct": self._endpoint.direct if self._direct else None,
         }
+
+    def open_directly(self) -> None:
+        """On the fast lane, open sessions without running the ASGI app: twice as many handshakes per second.
+
+        Only for an app without middleware or dependencies of its own for these routes, served at the root. The server
+        must be started after this.
+        """
+        self._direct = not self.prefix
 
     def _below(self) -> dict[str, int]:
         counters = self._counters
@@ -196,7 +207,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         summary="Rooms, live notifications, presence and history over WebSockets.",
     )
-    Hubbub(app, settings=settings)
+    hubbub = Hubbub(app, settings=settings)
+    hubbub.open_directly()
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

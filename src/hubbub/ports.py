@@ -134,6 +134,32 @@ class Gate(Protocol):
         ...
 
 
+class Takeable(Protocol):
+    """A connection of the fast lane before anybody has it."""
+
+    def refuse(self, status: int, body: bytes) -> None:
+        """Answer the opening request with an HTTP response."""
+        ...
+
+    def accepted(self, response: bytes) -> None:
+        """Send the 101 response, with whatever else leaves in this turn."""
+        ...
+
+    def take_over(self, sink: Sink, codec: Codec, max_size: int | None = None) -> None:
+        """Give every message to ``sink`` from here on."""
+        ...
+
+
+class Direct(Protocol):
+    """Opens a session without the ASGI app, where that would only pass the request on. In the ASGI state as
+    ``hubbub_direct``, and only set by an app that has nothing of its own in between.
+    """
+
+    def __call__(self, connection: Any, request: Request, key: bytes) -> bool:
+        """True: the request was answered, one way or the other. False: run the app for it."""
+        ...
+
+
 # -- brokers: where publications are kept and how they reach every node --------------------------------------------
 
 

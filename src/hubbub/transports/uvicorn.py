@@ -29,7 +29,7 @@ from hubbub.heartbeat import Verdict, Wheel
 from hubbub.limits import Rate
 from hubbub.messages import JSON, MSGPACK, Codec
 from hubbub.outbox import Entry, Outbox
-from hubbub.ports import Clock, Gate, Link, Sink
+from hubbub.ports import Clock, Direct, Gate, Link, Request, Sink
 from hubbub.settings import Settings
 from hubbub.transports.conversation import Conversation
 
@@ -77,9 +77,22 @@ class Shared:
         clock: Clock | None = app_state.get("hubbub_clock")
         self.time = clock.monotonic if clock is not None else self.loop.time
         self.now = self.time()
+        self.direct: Direct | None = app_state.get("hubbub_direct")
+        self._inherits: bool | None = None
         self.turn_bytes = self.settings.turn_bytes
         self.turn_frames = self.settings.turn_frames
         self._timer: asyncio.TimerHandle | None = None
+
+    def set_user_timeout(self, sock: socket.socket) -> None:
+        """Set TCP_USER_TIMEOUT, unless the listening socket has it: then every connection inherits it."""
+        if self._inherits is None:
+            milliseconds = int(self.settings.tcp_user_timeout * 1000)
+            tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT")
+            known = tcp and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
+            self._inherits = known or not milliseconds or not tcp
+        if not self._inherits:
+            milliseconds = int(self.settings.tcp_user_timeout * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         return self.server_state.default_headers
@@ -210,6 +223,8 @@ class FastLane:
                 link.fall_behind(data[sent:])
 
 
+_FORWARDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
+"""Headers that uvicorn's proxy middleware reads: a request with them takes the whole way through ASGI."""
 LANES: Final = {codec: FastLane(codec) for codec in (JSON, MSGPACK)}
 
 
@@ -305,9 +320,14 @@ class WebSocketProtocol(asyncio.Protocol):
             return self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
         client, server, tls = self._early
         self._early = rest
-        shared.open += 1
         raw_path, _, query = url.partition(b"?")
+        path = unquote(raw_path.decode("ascii", "replace"))
+        if shared.direct is not None and not _FORWARDED.intersection([name for name, _ in headers]):
+            scheme, address = "wss" if tls else "ws", client[0] if client else ""
+            if shared.direct(self, Request(path, query, headers, subprotocols, address, scheme), key):
+                return None
         config = shared.config
+        shared.open += 1
         scope = {
             "type": "websocket",
             "asgi": {"version": config.asgi_version, "spec_version": "2.4"},
@@ -316,7 +336,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "server": server,
             "client": client,
             "root_path": config.root_path,
-            "path": config.root_path + unquote(raw_path.decode("ascii", "replace")),
+            "path": config.root_path + path,
             "raw_path": config.root_path.encode() + raw_path,
             "query_string": query,
             "headers": headers,
@@ -345,27 +365,26 @@ class WebSocketProtocol(asyncio.Protocol):
         self._reader = Reader(settings.message_limit, settings.max_fragments)
         self._seen = self.shared.time()
         self.transport.set_write_buffer_limits(high=PLAIN_BUFFER)
-        self.transport.write(response)
+        # what the app says in this turn (the first replies of a session) leaves in the same write
+        self.out = [response]
+        self.shared.loop.call_soon(self.flush)
         self.shared.watch(self)
         if self._early:
             self.shared.loop.call_soon(self._read_early)
 
     def take_over(self, sink: Sink, codec: Codec, max_size: int | None = None) -> None:
         """Leave ASGI: from here ``sink`` gets every message, and nothing of the conversation stays."""
-        settings = self.shared.settings
+        if self.sink is None:
+            self.shared.open += 1
         self.sink = sink
         self.lane = LANES[codec]
         if max_size is not None:
-            self._reader = Reader(max_size, settings.max_fragments)
+            self._reader = Reader(max_size, self.shared.settings.max_fragments)
         transport = self.transport
         # with a limit of 0 the transport says pause_writing() exactly while it holds bytes that the kernel did not take
         transport.set_write_buffer_limits(high=0)
         sock: socket.socket = transport.get_extra_info("socket")
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if settings.tcp_user_timeout:
-                milliseconds = int(settings.tcp_user_timeout * 1000)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self.shared.set_user_timeout(sock)
         if is_ssl(transport):
             return  # bytes must go through the TLS layer
         self.fd = ~sock.fileno()
@@ -533,6 +552,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Write whole frames that are no channel's: now if the socket takes them, else as a slow reader's."""
+        if self.out is not None:
+            out, self.out = self.out, None
+            data = b"".join((*out, data))
         fd = self.fd
         if fd >= 0:
             try:
