@@ -154,23 +154,38 @@ class BoundedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
-            received = 0
-            receive = request.receive
-
-            async def counting() -> Any:
-                nonlocal received
-                message = await receive()
-                received += len(message.get("body", b""))
-                if received > MAX_BODY:
-                    raise ClientError(ErrorCode.TOO_LARGE, f"a request has at most {MAX_BODY} bytes")
-                return message
-
-            try:
-                return await handle(Request(request.scope, counting))
-            except RecursionError:
-                raise ClientError(ErrorCode.INVALID_JSON, "the JSON is nested too deeply") from None
+            _check_json(await _read(request))
+            return await handle(request)
 
         return bounded
+
+
+async def _read(request: Request) -> bytes:
+    """The whole body. The request keeps it for whoever asks next.
+
+    :raises ClientError: it is too large.
+    """
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY:
+            raise ClientError(ErrorCode.TOO_LARGE, f"a request has at most {MAX_BODY} bytes")
+        chunks.append(chunk)
+    request._body = b"".join(chunks)
+    return request._body
+
+
+def _check_json(body: bytes) -> None:
+    """Refuse what Python's own decoder lets through and no answer could show: NaN, lone surrogates, endless nesting.
+
+    :raises ClientError: ``invalid_json``.
+    """
+    try:
+        if body:
+            msgspec.msgpack.encode(msgspec.json.decode(body))  # refuses integers that do not fit in 64 bits
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ClientError(ErrorCode.INVALID_JSON, f"not valid JSON: {text[:200]}") from None
 
 
 class _Collector:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hubbub.frames import frame
-from hubbub.messages import Codec
+from hubbub.messages import JSON, Codec
 from hubbub.settings import SlowPolicy
 from hubbub.stream import Publication
 
@@ -22,15 +21,16 @@ class Batch:
     :ivar excluded: link → indexes of the publications that it must not get (``exclude_self``); None for nobody.
     """
 
-    __slots__ = ("_joined", "_payloads", "channel", "excluded", "policy", "publications")
+    __slots__ = ("_json", "_msgpack", "_payloads", "channel", "excluded", "policy", "publications")
 
     def __init__(self, channel: str, policy: SlowPolicy) -> None:
         self.channel = channel
         self.policy = policy
         self.publications: list[Publication] = []
         self.excluded: dict[Link, set[int]] | None = None
-        self._payloads: dict[Codec, list[bytes]] = {}
-        self._joined: dict[Codec, bytes] = {}
+        self._json: bytes | None = None
+        self._msgpack: bytes | None = None
+        self._payloads: dict[Codec, list[bytes]] | None = None
 
     def add(self, publication: Publication, exclude: Link | None = None) -> None:
         if exclude is not None:
@@ -39,24 +39,29 @@ class Batch:
             self.excluded.setdefault(exclude, set()).add(len(self.publications))
         self.publications.append(publication)
 
-    def payloads(self, codec: Codec) -> list[bytes]:
-        """The wire messages in a codec, converted at most once."""
-        made = self._payloads.get(codec)
-        if made is None:
-            convert: Callable[[bytes], bytes] = codec.convert
-            made = self._payloads[codec] = [convert(publication.payload) for publication in self.publications]
-        return made
-
     def joined(self, codec: Codec) -> bytes:
-        """All of them as WebSocket frames in one string of bytes: what every fast reader is written."""
-        data = self._joined.get(codec)
-        if data is None:
-            opcode = codec.opcode
-            data = self._joined[codec] = b"".join([frame(opcode, payload) for payload in self.payloads(codec)])
-        return data
+        """All of them as WebSocket frames in one string of bytes: what every fast reader is written. Made once."""
+        if codec is JSON:
+            if self._json is None:
+                self._json = self._join(codec)
+            return self._json
+        if self._msgpack is None:
+            self._msgpack = self._join(codec)
+        return self._msgpack
+
+    def _join(self, codec: Codec) -> bytes:
+        publications, convert, opcode = self.publications, codec.convert, codec.opcode
+        if len(publications) == 1:
+            return frame(opcode, convert(publications[0].payload))
+        return b"".join([frame(opcode, convert(publication.payload)) for publication in publications])
 
     def for_link(self, link: Link, codec: Codec) -> list[tuple[Publication, bytes]]:
-        """The publications that one link gets, each with its payload in the codec."""
-        pairs = list(zip(self.publications, self.payloads(codec), strict=True))
+        """The publications that one link gets, each with its payload in the codec. For links that need care only."""
+        if self._payloads is None:
+            self._payloads = {}
+        made = self._payloads.get(codec)
+        if made is None:
+            made = self._payloads[codec] = [codec.convert(publication.payload) for publication in self.publications]
+        pairs = list(zip(self.publications, made, strict=True))
         hidden = self.excluded.get(link) if self.excluded is not None else None
         return pairs if hidden is None else [pair for index, pair in enumerate(pairs) if index not in hidden]

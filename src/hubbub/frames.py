@@ -139,7 +139,7 @@ class Reader:
         """True while a message or a frame is unfinished: the peer owes the rest of it within some deadline.
 
         A busy peer may be in the middle of some message at each look, so a deadline starts anew with each ``str`` or
-        ``bytes`` event (not with pings, which may stand between fragments). Not meaningful while :attr:`more`.
+        ``bytes`` event (not with pings, which may stand between fragments). What waits while :attr:`more` does not count.
         """
         rest = self._rest
         return rest is not None and (rest.opcode != 0 or (rest.tail != b"" and not self.more))

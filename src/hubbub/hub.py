@@ -109,6 +109,7 @@ class Hub:
         self._addresses: Slots[str] = Slots()
         self._rate = Rate.per_second(settings.rate_limit, settings.rate_burst)
         self._user_rate = Rate.per_second(settings.user_rate_limit, settings.user_rate_burst)
+        self._limited = self._rate is not None or self._user_rate is not None
         self._abuse_rate = Rate.per_second(settings.abuse_limit / 60, settings.abuse_limit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -327,14 +328,10 @@ class Hub:
     def _handle(self, session: Session, message: str | bytes) -> None:
         command: ClientMessage | None = None
         try:
-            now = self.clock.monotonic()
-            session.take(self._rate, self._user_rate, now)
+            if self._limited:
+                session.take(self._rate, self._user_rate, self.clock.monotonic())
             if (type(message) is str) is not session.link.lane.codec.is_json:
-                raise ClientError(
-                    ErrorCode.INVALID_MESSAGE,
-                    "this connection speaks "
-                    + ("JSON in text frames" if session.link.lane.codec.is_json else "MessagePack in binary frames"),
-                )
+                raise _wrong_frame(session)
             command = self._inbox.decode(message)
             route = self.routes[type(command)]
             route.received += 1
@@ -752,6 +749,11 @@ def present(user: dict[str, Any]) -> dict[str, Any]:
 
 def _error(code: ErrorCode, message: str, retry_after: float | None = None) -> Error:
     return Error(code=code, message=message, retry_after=retry_after)
+
+
+def _wrong_frame(session: Session) -> ClientError:
+    speaks = "JSON in text frames" if session.link.lane.codec.is_json else "MessagePack in binary frames"
+    return ClientError(ErrorCode.INVALID_MESSAGE, f"this connection speaks {speaks}")
 
 
 def _query(query_string: bytes, name: bytes) -> str | None:

@@ -497,6 +497,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if type(event) is Violation:
             self.shared.counters.violations[event.code] = self.shared.counters.violations.get(event.code, 0) + 1
             self.close(event.code, event.reason)
+            self._send_eof()
             return
         if type(event) is Close:
             self._peer_closes(event)
@@ -706,6 +707,16 @@ class WebSocketProtocol(asyncio.Protocol):
         if data:
             self.transport.write(data)
 
+    def _send_eof(self) -> None:
+        """RFC 6455, 7.1.7: what failed is closed without waiting. Closing with bytes unread would reset the connection
+        and could take our close frame with it; so only our half is closed, and the rest is read and thrown away."""
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self._hang_up()
+
     def _hang_up(self) -> None:
         self.transport.close()
         self._abort_later()
@@ -728,7 +739,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
+        self.lost = self._closing = True
         self.fd = -1  # the number may belong to another connection from here on
         self.out = self._outbox = self._reader = None
         if self._abort_timer is not None:
