@@ -112,6 +112,7 @@ class Running:
         """A client; signed in if a user is named."""
         grants = options.pop("grants", {})
         previous = options.pop("session", None)
+        options.setdefault("max_queue", None)  # with a full queue its close() would wait for ten seconds
         async with connect(self.ws + path, proxy=None, ping_interval=None, **options) as connection:
             client = Client(connection)
             if user is not None:
@@ -122,7 +123,7 @@ class Running:
     @asynccontextmanager
     async def http(self, bearer: str | None = API_KEY) -> AsyncIterator[httpx2.AsyncClient]:
         """An HTTP client of this server, with an API key unless told otherwise."""
-        headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+        headers = {"content-type": "application/json"} | ({} if bearer is None else {"authorization": f"Bearer {bearer}"})
         async with httpx2.AsyncClient(
             base_url=self.url, headers=headers, trust_env=False, timeout=DEADLINE
         ) as client:

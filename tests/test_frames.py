@@ -112,6 +112,7 @@ def test_unknown_opcodes_are_refused(opcode: int, fin: bool) -> None:
 def test_a_length_in_a_longer_form_than_needed_is_refused(head: str) -> None:
     """ "The minimal number of bytes MUST be used to encode the length." Refused before the masking key is there."""
     assert violation(bytes.fromhex(head)) == 1002
+    assert [type(event) for event in read(bytes.fromhex(head) + bytes(70_000))] == [Violation]
 
 
 def test_the_highest_bit_of_a_64_bit_length_must_be_0() -> None:
@@ -315,7 +316,10 @@ def test_binary_messages_are_not_checked_for_utf_8() -> None:
 def test_a_message_may_have_max_size_bytes_and_no_more(limit: int) -> None:
     whole = Reader(limit, 0)
     assert read(masked(BINARY, b"x" * limit), reader=whole) == [b"x" * limit]
-    assert violation(masked(BINARY, b"x" * (limit + 1)), max_size=limit) == 1009
+    assert read(masked(TEXT, b"x" * limit), reader=Reader(limit, 0)) == ["x" * limit]
+    for opcode in (TEXT, BINARY):
+        assert violation(masked(opcode, b"x" * (limit + 1)), max_size=limit) == 1009
+        assert violation(masked(opcode, b"x" * (limit + 1)) * 2, max_size=limit) == 1009
     halves = masked(TEXT, b"x" * (limit // 2), fin=False) + masked(CONTINUATION, b"x" * (limit - limit // 2))
     assert read(halves, reader=Reader(limit, 0)) == ["x" * limit]
     one_more = masked(TEXT, b"x" * (limit // 2), fin=False) + masked(CONTINUATION, b"x" * (limit - limit // 2 + 1))
@@ -353,7 +357,7 @@ def test_max_frames_bounds_one_call() -> None:
     reader = Reader(MAX_SIZE, 0)
     stream = masked(TEXT, b"a") * 5 + masked(TEXT, b"abc")[:-1]
     assert reader.receive(stream, 2) == ["a", "a"]
-    assert reader.more
+    assert (reader.more, reader.partial) == (True, False)
     assert reader.buffered == len(stream) - 14
     assert reader.receive(b"", 2) == ["a", "a"]
     assert reader.more

@@ -275,6 +275,7 @@ def test_a_body_of_no_bytes_is_no_body() -> None:
         request() + b"GET",
         request().replace(b"\r\n", b"\n"),
         request().replace(b"host: ", b"host "),
+        request()[:-2] + b"x-any\r\n\r\n",
         request().replace(b"upgrade: websocket", b"upgrade: websocket\n x-y: z"),
         request().replace(b"upgrade: websocket", b"upgrade: websocket\r x-y: z"),
     ],

@@ -13,6 +13,7 @@ import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from hubbub.auth import TokenVerifier, find_token, origin_allowed
@@ -46,6 +47,8 @@ log = logging.getLogger("hubbub")
 
 SWEEP: Final = 0.5
 """Seconds between two sweeps."""
+REMEMBER_REVOCATION: Final = 400 * 86_400.0
+"""Seconds for which a revoked `jti` is remembered where no live session says when its token ends."""
 SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 PERSONAL: Final = "user:"
 EPHEMERAL: Final = ChannelOptions(history_size=0)
@@ -220,8 +223,6 @@ class Hub:
             if session.user is None or identity.user_id != session.user.id:
                 raise ClientError(ErrorCode.FORBIDDEN, "the token is another user's: open another connection")
             self._forget_expiry(session)
-        elif not session.move(State.OPEN):
-            raise ClientError(ErrorCode.CONFLICT, "the session is over")
         else:
             self._enter(session, identity.user_id, previous)
         session.identity = identity
@@ -240,28 +241,26 @@ class Hub:
                 self._step(session, message, opener(session))
 
     def _enter(self, session: Session, user_id: str, previous: str | None) -> None:
-        user = self.users.get(user_id)
-        if user is None:
-            user = self.users[user_id] = User(user_id)
-        if previous is not None and SESSION_ID.fullmatch(previous):
-            session.declared = True
-            for other in user.sessions:
-                if other.id == previous:  # the same device has come back before we noticed that it was gone
-                    self.close(other, CloseCode.REPLACED, "replaced by a newer connection")
-                    self._leave(other)
-            session.id = previous
-        else:
-            session.id = secrets.token_urlsafe(16)
+        user = self.users.get(user_id) or User(user_id)
+        declared = previous is not None and SESSION_ID.fullmatch(previous) is not None
+        for other in user.sessions:
+            if declared and other.id == previous:  # the same device is back before we noticed that it was gone
+                self.close(other, CloseCode.REPLACED, "replaced by a newer connection")
+                self._leave(other)
         limit = self.settings.max_connections_per_user
         if limit and len(user.sessions) >= limit:
             self.metrics.limited("user")
-            session.state = State.WAITING
             raise ClientError(
                 ErrorCode.TOO_MANY,
                 f"a user may have at most {limit} connections",
                 close=CloseCode.RATE_LIMITED,
                 retry_after=30.0,
             )
+        if not session.move(State.OPEN):
+            raise ClientError(ErrorCode.CONFLICT, "the session is over")
+        session.id = previous if declared and previous is not None else secrets.token_urlsafe(16)
+        session.declared = declared
+        self.users[user_id] = user
         user.add(session)
         session.user = user
         self._waiting.pop(session, None)
@@ -339,6 +338,13 @@ class Hub:
                 raise ClientError(
                     ErrorCode.AUTHENTICATION_REQUIRED, "send an auth message first", close=CloseCode.UNAUTHORIZED
                 )
+            if not route.received & 63:
+                began = perf_counter()
+                running = route.handle(session, command)
+                if running is not None:
+                    self._step(session, command, running)
+                self.metrics.handlers.add(perf_counter() - began)
+                return
             running = route.handle(session, command)
             if running is not None:
                 self._step(session, command, running)
@@ -466,14 +472,18 @@ class Hub:
         """
         session.subscribe(name, self.settings.max_channels_per_session)
         channel = self.channels.get(name)
-        if channel is None:
-            channel = self.channels[name] = Channel(name, options)
-            await self.broker.subscribe(name)
+        try:
+            if channel is None:
+                channel = self.channels[name] = Channel(name, options)
+                await self.broker.subscribe(name)
+            recovery = await self.broker.recover(name, since, self.settings.recovery_limit, options)
+        except BaseException:
+            self.detach(session, name)
+            raise
+        # no await from here: what the broker hands over next is after the position
         self.fanout.seal(channel)
-        fresh = name in session.channels
-        recovery = await self.broker.recover(name, since, self.settings.recovery_limit, options)
-        self.fanout.seal(channel)
-        if session.state is State.CLOSED or not fresh:
+        if session.state is State.CLOSED:
+            self._release(channel)
             return recovery
         channel.epoch = recovery.position.epoch
         link = session.link
@@ -589,7 +599,8 @@ class Hub:
         if user_id is not None:
             self.verifier.revoke_user(user_id, now)
         if token_id is not None:
-            self.verifier.revoke_token(token_id, now, now + 400 * 86_400)
+            lives = [s.identity.expires for s in self.sessions if s.identity and s.identity.token_id == token_id]
+            self.verifier.revoke_token(token_id, now, max([now + REMEMBER_REVOCATION, *lives]))
         users = [self.users[user_id]] if user_id in self.users else []
         candidates = [s for user in users for s in user] if token_id is None else list(self.sessions)
         count = 0

@@ -173,6 +173,8 @@ def address_key(host: str) -> str:
 
     Anything else (a Unix socket, ``testclient``) comes back as it is, cut to 64 characters.
     """
+    if ":" not in host:
+        return host[:MAX_KEY_LENGTH]  # the usual case: parsing it would cost more than all the rest
     try:
         address = ip_address(host[:MAX_KEY_LENGTH])
     except ValueError:

@@ -43,9 +43,7 @@ def configure(level: str, *, pretty: bool) -> None:
         logger.propagate = True
 
 
-def _drop_colour(
-    logger: object, name: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
+def _drop_colour(logger: object, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """uvicorn says everything twice, the second time with terminal colours."""
     event.pop("color_message", None)
     return event

@@ -15,9 +15,12 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from hubbub.errors import ClientError, ErrorCode
-from hubbub.frames import BINARY, TEXT
 
 PROTOCOL_VERSION: Final = 1
+
+TEXT: Final = 1
+BINARY: Final = 2
+"""The opcodes that carry the codecs (RFC 6455 section 5.2)."""
 
 CHANNEL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/+=~-]{0,127}")
 """What a channel may be called: 1 to 128 characters, ASCII, so that it is safe in logs, keys and URLs."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hubbub.errors import ConfigurationError
+from hubbub.messages import ROOM_ID
 
 Seconds = Annotated[float, Field(ge=0, le=366 * 86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -93,7 +94,9 @@ class Settings(BaseSettings):
     max_message_size: int = Field(
         default=65_536, ge=0, le=1 << 30, description="Bytes of one incoming message; 0 = 1 GiB."
     )
-    max_fragments: Count = Field(default=1024, description="Frames that one incoming message may be split into; 0 = off.")
+    max_fragments: Count = Field(
+        default=1024, description="Frames that one incoming message may be split into; 0 = off."
+    )
     max_text_length: Count = Field(default=10_000, description="Characters of a chat message; 0 = off.")
 
     # -- how fast
@@ -182,8 +185,6 @@ class Settings(BaseSettings):
     @field_validator("default_rooms")
     @classmethod
     def _room_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from hubbub.messages import ROOM_ID  # the grammar lives with the wire
-
         for room in value:
             if not ROOM_ID.fullmatch(room):
                 raise ValueError(f"{room!r} is no room id: 1 to 64 of A-Z a-z 0-9 . _ -")

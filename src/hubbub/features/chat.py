@@ -6,7 +6,8 @@ A room is the channel ``room:<id>``; a message's ``id`` is its offset there, so 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from heapq import heappop, heappush
 from typing import Any
 
 from msgspec import UNSET, Struct
@@ -65,7 +66,7 @@ class Chat:
         self.hub = hub
         self.rooms: dict[str, Room] = {}
         self._made_by: dict[str, int] = {}
-        self._marks: deque[tuple[float, Room, str]] = deque()
+        self._marks: list[tuple[float, str, str]] = []  # a heap of (deadline, room, user)
         self._uncounted: dict[Room, None] = {}
         self.options = self._options()
         hub.reserve(PREFIX, ChannelRule(self.options, self._may_read))
@@ -242,7 +243,7 @@ class Chat:
         deadline = self.hub.clock.monotonic() + self.hub.settings.typing_timeout
         if user_id not in room.typing:
             self._announce(room, messages.TypingMark(room_id=room.id, user_id=user_id, active=True), session)
-            self._marks.append((deadline, room, user_id))
+            heappush(self._marks, (deadline, room.id, user_id))
         room.typing[user_id] = deadline
 
     def _joined(self, session: Session, room_id: str | None) -> Room | None:
@@ -313,12 +314,13 @@ class Chat:
     def sweep(self, monotonic: float) -> None:
         """Fade typing marks; tell large rooms their count."""
         while self._marks and self._marks[0][0] <= monotonic:
-            _, room, user_id = self._marks.popleft()
+            _, room_id, user_id = heappop(self._marks)
+            room = self.rooms[room_id]
             deadline = room.typing.get(user_id)
             if deadline is None:
                 continue
             if deadline > monotonic:
-                self._marks.append((deadline, room, user_id))
+                heappush(self._marks, (deadline, room_id, user_id))
             else:
                 self._unmark(room, user_id)
         for room in list(self._uncounted):

@@ -21,6 +21,7 @@ const STABLE = 5_000; // ms online after which the next loss starts with the fir
 const HANDSHAKE = 12_000; // ms from connecting to auth_success
 const ANSWER = 12_000; // ms that a request waits for its reply
 const LIFE_SIGN = 6_000; // ms that a ping's answer may take
+const ABUSE = 5; // seconds that we stay away at least after a 4429
 
 const OFFENCE = new Set([1002, 1003, 1007, 1008, 1009]); // we said something wrong: again would be wrong again
 const REFUSED = new Set([1000, 4403, 4404, 4409]); // somebody decided so
@@ -139,6 +140,15 @@ export class Client extends EventTarget {
     return this.#rooms.get(roomId)?.position ?? null;
   }
 
+  /** The same of a followed channel. */
+  channelPosition(channel) {
+    return this.#channels.get(channel)?.position ?? null;
+  }
+
+  follows(channel) {
+    return this.#channels.has(channel);
+  }
+
   /** Send without waiting for an answer. False if there is no connection. */
   send(type, fields = {}) {
     if (!this.online) return false;
@@ -228,7 +238,7 @@ export class Client extends EventTarget {
     } else if (OFFENCE.has(code) || REFUSED.has(code)) {
       this.#become({ name: "stopped", ...why, mayRetry: code !== 4403 && code !== 4404 });
     } else if (code === 4429) {
-      this.#wait((fault?.retry_after ?? 30) * 1000, { ...why, mayRetry: false });
+      this.#wait(Math.max(fault?.retry_after ?? 30, ABUSE) * 1000, { ...why, mayRetry: false });
     } else if (code === 1012 && returnIn > 0) {
       this.#wait(returnIn, { ...why, mayRetry: false });
     } else {
