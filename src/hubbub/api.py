@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hubbub.auth import Identity, api_key_matches, issue_token, valid_user_id
+from hubbub.admission import api_key_matches
+from hubbub.auth import Identity, issue_token, valid_user_id
 from hubbub.commands import check_name, publication_of, who_is_here
 from hubbub.errors import ClientError, CloseCode, ErrorCode
 from hubbub.features.chat import Chat
@@ -226,7 +227,7 @@ class Api:
             )
         if api_key_matches(credentials.credentials, self.hub.settings.api_keys):
             return None
-        return self.hub.verifier.verify(credentials.credentials, self.hub.clock.time())
+        return self.hub.entrance.verifier.verify(credentials.credentials, self.hub.clock.time())
 
     def _server(self) -> Any:
         async def server(credentials: Credentials) -> None:
@@ -311,10 +312,10 @@ class Api:
         async def disconnect(body: DisconnectIn) -> Disconnected:
             """Close all sessions of a user (and refuse the tokens that they have), or those of one token."""
             if body.token_id is not None:
-                return Disconnected(disconnected=hub.revoke(token_id=body.token_id))
+                return Disconnected(disconnected=hub.entrance.revoke(token_id=body.token_id))
             assert body.user_id is not None
             if body.revoke:
-                return Disconnected(disconnected=hub.revoke(user_id=body.user_id))
+                return Disconnected(disconnected=hub.entrance.revoke(user_id=body.user_id))
             return Disconnected(disconnected=hub.disconnect(body.user_id, CloseCode.NORMAL, body.reason))
 
     # -- rooms

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 
 from hubbub.api import Api, publish_data
-from hubbub.auth import RedactTokens, issue_token
+from hubbub.auth import issue_token
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
@@ -182,7 +182,7 @@ class Hubbub:
     async def disconnect(self, user_id: str, *, revoke: bool = False, reason: str = "") -> int:
         """Close all sessions of a user; ``revoke``: and refuse the tokens issued until now. Returns how many."""
         if revoke:
-            return self.hub.revoke(user_id=user_id)
+            return self.hub.entrance.revoke(user_id=user_id)
         return self.hub.disconnect(user_id, CloseCode.NORMAL, reason)
 
     def create_room(self, room_id: str, name: str | None = None) -> None:
@@ -276,4 +276,4 @@ def ensure_secret(settings: Settings) -> Settings:
     return settings.model_copy(update={"secret": SecretStr(secret)})
 
 
-__all__ = ["Hubbub", "RedactTokens", "create_app", "ensure_secret"]
+__all__ = ["Hubbub", "create_app", "ensure_secret"]

@@ -1,4 +1,4 @@
-"""Who is it, and what may they do: tokens, grants, origins and API keys; and keeping tokens out of the logs.
+"""Who is it, and what may they do: tokens, and the grants in them.
 
 Sans-IO: ``now`` (unix seconds) is an argument, nothing here reads a clock. PyJWT does the cryptography, with keys that
 are prepared once; the compact serialisation (RFC 7515 section 7.1) and the claims (RFC 7519 section 4.1) are checked
@@ -7,18 +7,14 @@ here, because PyJWT prepares the key again and reads the clock on every call.
 
 from __future__ import annotations
 
-import hmac
-import logging
 import math
 import re
 import secrets
 from base64 import urlsafe_b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, NoReturn
-from urllib.parse import unquote
+from typing import Any, Final, NoReturn
 from weakref import WeakValueDictionary
 
 import jwt
@@ -166,7 +162,6 @@ class TokenVerifier:
     """
 
     def __init__(self, settings: Settings) -> None:
-        check_origins(settings.origins)
         self._keys = _prepare_keys(settings)
         self._audience = settings.token_audience
         self._issuer = settings.token_issuer
@@ -407,187 +402,3 @@ def _family(key: Any) -> tuple[str, ...]:
     if isinstance(key, Ed25519PublicKey | Ed448PublicKey):
         return ("EdDSA",)
     raise ConfigurationError("HUBBUB_PUBLIC_KEY is of a kind that no JWT algorithm uses; use RSA, P-256 or Ed25519")
-
-
-# -- the handshake: where a token may be, which pages and which keys may come in -----------------------------------
-
-
-class Token(NamedTuple):
-    """A token as it came, unverified, and where from. Its ``repr`` does not show it."""
-
-    value: str
-    source: Literal["header", "subprotocol", "cookie", "query"]
-
-    def __repr__(self) -> str:
-        return f"Token(source={self.source!r})"
-
-
-def find_token(
-    headers: Iterable[tuple[bytes, bytes]], query_string: bytes, subprotocols: Iterable[str], cookie_name: str
-) -> Token | None:
-    """The token of an opening request, or None. Empty ones do not count.
-
-    In this order: ``Authorization: Bearer …``, subprotocol ``bearer.…`` (never to be echoed in the reply), the
-    cookie, ``?token=…``.
-
-    :param headers: names in lower case, as ASGI has them.
-    """
-    cookie = ""
-    wanted = cookie_name.encode("latin-1", "replace")
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, credentials = value.decode("latin-1").strip().partition(" ")
-            if scheme.lower() == "bearer" and credentials.strip():
-                return Token(credentials.strip(), "header")
-        elif name == b"cookie" and not cookie:
-            cookie = _cookie(value, wanted)
-    for subprotocol in subprotocols:
-        if subprotocol.startswith("bearer.") and len(subprotocol) > 7:
-            return Token(subprotocol[7:], "subprotocol")
-    if cookie:
-        return Token(cookie, "cookie")
-    for part in query_string.split(b"&"):
-        if part.startswith(b"token=") and len(part) > 6:
-            return Token(unquote(part[6:].decode("latin-1")), "query")
-    return None
-
-
-def _cookie(header: bytes, wanted: bytes) -> str:
-    for pair in header.split(b";"):
-        name, _, value = pair.partition(b"=")
-        if name.strip() == wanted:
-            return value.strip().strip(b'"').decode("latin-1")
-    return ""
-
-
-_AUTHORITY = r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?"
-_HOST = re.compile(_AUTHORITY)
-_ORIGIN = re.compile(rf"(https?)://{_AUTHORITY}")
-_OTHER_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9_.:\[\]-]+")
-_DEFAULT_PORT = {"http": 80, "https": 443}
-
-
-def origin_allowed(origin: bytes | None, host: bytes | None, scheme: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a page of this origin may connect (against cross-site WebSocket hijacking, RFC 6455 section 10.2).
-
-    Allowed: no ``Origin`` (not a browser: cookies of a victim are out of its reach), a listed origin, ``*``, and the
-    same origin: host and port equal to the ``Host`` header's, where a port left out is the default one of the
-    *origin's* scheme. An https page may reach a ``ws`` server, since behind a TLS proxy the server sees only ``ws``;
-    it must be the same host and port still, and whoever serves https there owns the name. An http page may not reach
-    a ``wss`` server: anybody on the network can put his script into such a page. (Where a proxy ends TLS, this last
-    rule needs its ``X-Forwarded-Proto`` to be trusted, so that ``scheme`` is right.) ``null`` only passes with ``*``.
-
-    :param scheme: of the request: ``ws``, ``wss``, ``http`` or ``https``. With any other only the list counts.
-    """
-    if origin is None or "*" in allowed:
-        return True
-    text = origin.decode("latin-1").lower()
-    if _normal_origin(text) in _origins(allowed):
-        return True
-    page = _ORIGIN.fullmatch(text)
-    place = _HOST.fullmatch(host.decode("latin-1").lower()) if host is not None else None
-    if page is None or place is None or scheme not in ("ws", "wss", "http", "https"):
-        return False
-    if page[1] == "http" and scheme in ("wss", "https"):
-        return False
-    default = _DEFAULT_PORT[page[1]]
-    return (page[2], int(page[3] or default)) == (place[1], int(place[2] or default))
-
-
-def check_origins(allowed: Iterable[str]) -> None:
-    """Refuse origins that could never match anything a browser sends.
-
-    :raises ConfigurationError: names the first that is not ``scheme://host[:port]``.
-    """
-    for entry in allowed:
-        if entry != "*" and _normal_origin(entry.lower()) is None:
-            raise ConfigurationError(f"HUBBUB_ORIGINS: {entry!r} is no origin, write for instance https://app.example")
-
-
-def _normal_origin(text: str) -> str | None:
-    """An origin with its default port left out, as browsers write it (RFC 6454 section 6.1); None if it is not one."""
-    if (match := _ORIGIN.fullmatch(text)) is None:
-        return text if _OTHER_ORIGIN.fullmatch(text) else None  # an app's own scheme: capacitor://localhost
-    scheme, host, port = match.groups()
-    return f"{scheme}://{host}" + (f":{int(port)}" if port and int(port) != _DEFAULT_PORT[scheme] else "")
-
-
-@lru_cache(maxsize=64)
-def _origins(allowed: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(filter(None, (_normal_origin(entry.lower()) for entry in allowed)))
-
-
-def api_key_matches(key: str, keys: Iterable[str]) -> bool:
-    """Whether ``key`` is one of ``keys``. Takes as long for a near miss as for a far one, and looks at every key."""
-    given = key.encode("utf-8", "surrogatepass")
-    matches = [hmac.compare_digest(given, known.encode("utf-8", "surrogatepass")) for known in keys]
-    return bool(given) and any(matches)
-
-
-# -- keeping tokens out of the logs --------------------------------------------------------------------------------
-
-_HIDDEN = "[redacted]"
-# possessive, and anchored where a match cannot fail after having looked far: the time is linear in the text
-_BEARER = re.compile(r"(\bbearer(?: ++|\.|%20))[a-z0-9._~+/=%-]++", re.IGNORECASE)
-_NAMED = re.compile(r"""(token(?:=|%3d|["']\s*+:\s*+["']))[^&\s"'<>;]++""", re.IGNORECASE)
-_DOTTED = re.compile(r"(?<![a-z0-9_-])[a-z0-9_-]++(?:(?:\.|%2e)[a-z0-9_-]*+)++", re.IGNORECASE)
-_JWT_HEAD = re.compile(r"(?:ey[JAI]|ew[o0k])[A-Za-z0-9_-]{12}")  # base64 of a brace and what JSON may have after it
-
-
-def redact(text: str) -> str:
-    """``text`` without tokens: values of ``token=`` and ``"token":``, ``Bearer …``, ``bearer.…``, and whatever looks
-    like a JWT. Rather a word too many (``the bearer of``); other text stays as it is. Linear time, and idempotent.
-    """
-    text = _NAMED.sub(rf"\1{_HIDDEN}", _BEARER.sub(rf"\1{_HIDDEN}", text))
-    return _DOTTED.sub(lambda match: _HIDDEN if _JWT_HEAD.search(match[0]) else match[0], text)
-
-
-class RedactTokens(logging.Filter):
-    """Takes tokens out of log records; add it to *handlers* (a logger's filter does not see its children's records).
-
-    A record without one is not touched. Arguments are cleaned one by one, since uvicorn's access formatter needs all
-    five, and so are the values of an event dict (structlog); only where that is not enough (``"token=%s"``) is the
-    message put together here.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        try:
-            self._clean_message(record)
-        except Exception:  # wrong format string, broken __str__: logging would print the raw arguments to stderr
-            template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
-            record.msg, record.args = f"log record that cannot be formatted: {redact(template)}", ()
-        for name in ("exc_text", "stack_info", "color_message"):
-            text = getattr(record, name, None)
-            if isinstance(text, str) and (clean := redact(text)) != text:
-                setattr(record, name, clean)
-        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
-            trace = logging.Formatter().formatException(record.exc_info)
-            if (clean := redact(trace)) != trace:
-                record.exc_text, record.exc_info = clean, None
-        return True
-
-    def _clean_message(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if redact(message) == message:
-            return
-        if isinstance(record.msg, dict):
-            record.msg = {name: _clean_value(name, value) for name, value in record.msg.items()}
-            return
-        if isinstance(record.args, tuple):
-            record.args = tuple(_clean_value("", value) for value in record.args)
-        elif record.args:
-            record.args = {name: _clean_value(name, value) for name, value in record.args.items()}
-        message = record.getMessage()
-        if redact(message) != message:
-            record.msg, record.args = redact(message), ()
-            if hasattr(record, "color_message"):  # uvicorn's coloured twin of msg, for the same arguments
-                record.color_message = record.msg
-
-
-def _clean_value(name: object, value: object) -> object:
-    if value is None or isinstance(value, int | float):
-        return value
-    text = str(value)
-    if name == "token":
-        return _HIDDEN
-    return clean if (clean := redact(text)) != text else value

@@ -11,8 +11,9 @@ from functools import lru_cache
 from msgspec import UNSET
 
 from hubbub import messages
+from hubbub.comings import present
 from hubbub.errors import ClientError, ErrorCode
-from hubbub.hub import PERSONAL, Hub, present
+from hubbub.hub import PERSONAL, Hub
 from hubbub.messages import CHANNEL_NAME
 from hubbub.session import Session
 from hubbub.settings import ChannelOptions
@@ -34,7 +35,7 @@ class Commands:
         hub.route(messages.GetPresence, self.presence)
 
     def auth(self, session: Session, message: messages.Auth) -> None:
-        self.hub.sign_in(session, message.token, message.session, message)
+        self.hub.entrance.sign_in(session, message.token, message.session, message)
 
     def ping(self, session: Session, message: messages.Ping) -> None:
         self.hub.reply(session, messages.Pong(ref=message.ref))

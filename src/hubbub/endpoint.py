@@ -45,11 +45,11 @@ class SessionEndpoint:
         taken = scope.get("extensions", {}).get("hubbub.link")
         if taken is not None:
             taken.take_over(hub, codec)
-            hub.open(taken, request, room)
+            hub.entrance.open(taken, request, room)
             hub.metrics.handshakes.add(time.perf_counter() - began)
             return None
         link = AsgiLink(hub, codec, hub.settings, hub.clock, hub.settings.message_limit, send)
-        hub.open(link, request, room)
+        hub.entrance.open(link, request, room)
         hub.metrics.handshakes.add(time.perf_counter() - began)
         await link.run(receive)
         return None
@@ -70,13 +70,13 @@ class SessionEndpoint:
         codec, subprotocol = _codec(request)
         connection.accepted(handshake.accept_response(key, subprotocol=subprotocol, headers=()))
         connection.take_over(self.hub, codec)
-        self.hub.open(connection, request, room)
+        self.hub.entrance.open(connection, request, room)
         self.hub.metrics.handshakes.add(time.perf_counter() - began)
         return True
 
     def _refusal(self, request: Request) -> tuple[int, bytes] | None:
         hub = self.hub
-        if not hub.origin_ok(request):
+        if not hub.entrance.origin_ok(request):
             hub.metrics.limited("origin")
             return 403, b"this page's origin is not allowed here (HUBBUB_ORIGINS)"
         reason = hub.refuse(len(hub.sessions))
@@ -97,7 +97,7 @@ class EchoEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        if not self.hub.origin_ok(request_of(scope)):
+        if not self.hub.entrance.origin_ok(request_of(scope)):
             return await _deny(send, 403, b"this page's origin is not allowed here (HUBBUB_ORIGINS)")
         await send({"type": "websocket.accept"})
         taken = scope.get("extensions", {}).get("hubbub.link")

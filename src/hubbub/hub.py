@@ -9,36 +9,31 @@ import asyncio
 import logging
 import re
 import secrets
-import types
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
-from hubbub.auth import TokenVerifier, find_token, origin_allowed
 from hubbub.batch import Batch
 from hubbub.channel import Channel, Fanout
-from hubbub.errors import AuthenticationFailed, ClientError, CloseCode, ErrorCode
-from hubbub.limits import Rate, Slots, address_key
+from hubbub.comings import Comings
+from hubbub.eager import begin, finish
+from hubbub.entrance import Entrance
+from hubbub.errors import ClientError, CloseCode, ErrorCode
+from hubbub.limits import Rate
 from hubbub.messages import (
-    Auth,
-    AuthSuccess,
     ClientMessage,
     Error,
     Gap,
     Inbox,
     Position,
-    PresenceChanged,
     ServerMessage,
-    TokenExpiring,
     WrongMessage,
     error_message,
-    rfc3339,
 )
 from hubbub.metrics import Metrics
 from hubbub.patterns import Patterns
-from hubbub.ports import Broker, Clock, Lane, Link, Request
+from hubbub.ports import Broker, Clock, Lane, Link
 from hubbub.session import Session, State, User
 from hubbub.settings import ChannelOptions, Settings
 from hubbub.stream import Publication, Recovery
@@ -85,16 +80,14 @@ class Hub:
         self.settings = settings
         self.broker = broker
         self.clock = clock
-        self.verifier = TokenVerifier(settings)
         self.metrics = Metrics()
-        self.fanout = Fanout(self._schedule)
+        self.fanout = Fanout(self.schedule)
         self.sessions: dict[Session, None] = {}
         self.users: dict[str, User] = {}
         self.channels: dict[str, Channel] = {}
         self.routes: dict[type[ClientMessage], Route] = {}
         self.draining = False
         self.behind: set[Link] = set()
-        self.observers: list[tuple[str, RosterObserver]] = []
         self.leavers: list[Callable[[Session], None]] = []
         self.sweepers: list[Callable[[float], None]] = []
         self.openers: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
@@ -103,17 +96,14 @@ class Hub:
         self.options_for = lru_cache(maxsize=65_536)(self._find_options)
         self._patterns = [(Patterns((pattern,)), options) for pattern, options in settings.channels.items()]
         self._inbox = Inbox(())
-        self._waiting: dict[Session, float] = {}
-        self._expiries: dict[int, set[Session]] = {}
-        self._graces: deque[tuple[float, str]] = deque()
-        self._told: dict[Channel, None] = {}
         self._touched: list[Link] = []
         self._scheduled = False
-        self._addresses: Slots[str] = Slots()
         self._rate = Rate.per_second(settings.rate_limit, settings.rate_burst)
         self._user_rate = Rate.per_second(settings.user_rate_limit, settings.user_rate_burst)
         self._limited = self._rate is not None or self._user_rate is not None
         self._abuse_rate = Rate.per_second(settings.abuse_limit / 60, settings.abuse_limit)
+        self.entrance = Entrance(self)
+        self.comings = Comings(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -170,113 +160,6 @@ class Hub:
 
     # -- opening and closing a session
 
-    def origin_ok(self, request: Request) -> bool:
-        """Whether a page of the request's origin may connect."""
-        origin = host = None
-        for name, value in request.headers:
-            if name == b"origin":
-                origin = value
-            elif name == b"host":
-                host = value
-        return origin_allowed(origin, host, request.scheme, self.settings.origins)
-
-    def open(self, link: Link, request: Request, room: str | None = None) -> Session:
-        """Start a session on an accepted connection; sign it in if the request carried a token."""
-        now = self.clock.monotonic()
-        address = address_key(request.address)
-        session = Session(link, address, now, room)
-        link.session = session
-        self.sessions[session] = None
-        self.metrics.opened += 1
-        if not self._addresses.acquire(address, self.settings.max_connections_per_address):
-            session.address = ""  # nothing to give back
-            self.metrics.limited("address")
-            self.reply(session, _error(ErrorCode.TOO_MANY, "too many connections from this address", 30.0))
-            self.close(session, CloseCode.RATE_LIMITED, "too many connections from this address")
-            return session
-        token = find_token(request.headers, request.query_string, request.subprotocols, self.settings.cookie_name)
-        if token is None:
-            if self.settings.auth_timeout:
-                self._waiting[session] = now + self.settings.auth_timeout
-            return session
-        try:
-            self.sign_in(session, token.value, _query(request.query_string, b"session"))
-        except ClientError as error:
-            self.refuse_message(session, error, None)
-        return session
-
-    def sign_in(self, session: Session, token: str, previous: str | None, message: Auth | None = None) -> None:
-        """Check a token, then open the session or, on an open one, take over its fresh token.
-
-        :raises ClientError: the token is not good, is another user's, or the user has too many sessions.
-        """
-        now = self.clock.time()
-        fresh = session.state is not State.OPEN
-        try:
-            identity = self.verifier.verify(token, now)
-        except AuthenticationFailed as error:
-            self.metrics.auth_failed(error.reason)
-            if session.state is State.OPEN:
-                error.close = None  # the token that it has is still good
-            raise
-        if session.state is State.OPEN:
-            if session.user is None or identity.user_id != session.user.id:
-                raise ClientError(ErrorCode.FORBIDDEN, "the token is another user's: open another connection")
-            self._forget_expiry(session)
-        else:
-            self._enter(session, identity.user_id, previous)
-        session.identity = identity
-        session.warned = False
-        self._expiries.setdefault(self._minute(identity.expires), set()).add(session)
-        reply = AuthSuccess(
-            user_id=identity.user_id,
-            session=session.id,
-            heartbeat=self.settings.heartbeat_interval,
-            token_expires=identity.expires,
-            ref=message.ref if message is not None else None,
-        )
-        self.reply(session, reply)
-        if fresh:
-            for opener in self.openers:
-                self._step(session, message, opener(session))
-
-    def _enter(self, session: Session, user_id: str, previous: str | None) -> None:
-        user = self.users.get(user_id) or User(user_id)
-        declared = previous is not None and SESSION_ID.fullmatch(previous) is not None
-        for other in user.sessions:
-            if declared and other.id == previous:  # the same device is back before we noticed that it was gone
-                self.close(other, CloseCode.REPLACED, "replaced by a newer connection")
-                self._leave(other)
-        limit = self.settings.max_connections_per_user
-        if limit and len(user.sessions) >= limit:
-            self.metrics.limited("user")
-            raise ClientError(
-                ErrorCode.TOO_MANY,
-                f"a user may have at most {limit} connections",
-                close=CloseCode.RATE_LIMITED,
-                retry_after=30.0,
-            )
-        if not session.move(State.OPEN):
-            raise ClientError(ErrorCode.CONFLICT, "the session is over")
-        session.id = previous if declared and previous is not None else secrets.token_urlsafe(16)
-        session.declared = declared
-        self.users[user_id] = user
-        user.add(session)
-        session.user = user
-        self._waiting.pop(session, None)
-
-    def _minute(self, expires: float) -> int:
-        return int((expires - self.settings.token_warning) // 60)
-
-    def _forget_expiry(self, session: Session) -> None:
-        if session.identity is not None:
-            minute = self._minute(session.identity.expires)
-            sessions = self._expiries.get(minute)
-            if sessions is not None:
-                sessions.discard(session)
-                if not sessions:
-                    del self._expiries[minute]
-
     def close(self, session: Session, code: CloseCode, reason: str = "") -> None:
         """Close a session's connection; what belongs to it is freed when the connection is gone."""
         session.link.close(code, reason)
@@ -287,28 +170,23 @@ class Hub:
         self.behind.discard(link)
         if session is None or session not in self.sessions:
             return
-        self._leave(session)
+        self.leave(session)
         del self.sessions[session]
-        self._addresses.release(session.address) if session.address else None
+        self.entrance.gone(session)
         session.busy = None
         link.session = None
         self.metrics.closed(code, self.clock.monotonic() - session.started)
 
-    def _leave(self, session: Session) -> None:
+    def leave(self, session: Session) -> None:
         """Take a session out of its channels and its user's sessions; idempotent."""
         if session.state is State.CLOSED:
             return
         session.state = State.CLOSED
-        self._waiting.pop(session, None)
-        self._forget_expiry(session)
         for leaver in self.leavers:
             leaver(session)
         for name in list(session.channels):
             self.detach(session, name)
-        if session.user is not None:
-            session.user.discard(session)
-            if not session.user.sessions and session.user.tat <= self.clock.monotonic():
-                self.users.pop(session.user.id, None)
+        self.entrance.left(session)
 
     # -- messages in
 
@@ -342,27 +220,27 @@ class Hub:
                 began = perf_counter()
                 running = route.handle(session, command)
                 if running is not None:
-                    self._step(session, command, running)
+                    self.step(session, command, running)
                 self.metrics.handlers.add(perf_counter() - began)
                 return
             running = route.handle(session, command)
             if running is not None:
-                self._step(session, command, running)
+                self.step(session, command, running)
         except Exception as error:
             self._failed(session, command, error)
 
-    def _step(self, session: Session, command: ClientMessage | None, running: Coroutine[Any, Any, None]) -> None:
+    def step(self, session: Session, command: ClientMessage | None, running: Coroutine[Any, Any, None]) -> None:
         """Run a handler as far as it goes without waiting: nearly always to its end, and then no task is made."""
         try:
-            waits_for = running.send(None)
-        except StopIteration:
-            return
+            rest = begin(running)
         except Exception as error:
             self._failed(session, command, error)
             return
+        if rest is None:
+            return
         session.busy = []
         assert self._loop is not None
-        task = self._loop.create_task(self._finish(session, command, _resume(running, waits_for)))
+        task = self._loop.create_task(self._finish(session, command, rest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -422,7 +300,7 @@ class Hub:
 
     def touched(self, link: Link) -> None:
         self._touched.append(link)
-        self._schedule()
+        self.schedule()
 
     def wrote_behind(self, link: Link) -> None:
         self.behind.add(link)
@@ -436,7 +314,7 @@ class Hub:
         epoch = local.epoch if local is not None else ""
         return link.lane.codec.encode(Gap(channel=channel, epoch=epoch, offset=offset))
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             assert self._loop is not None, "the hub was not started"
@@ -445,8 +323,8 @@ class Hub:
     def _turn(self) -> None:
         """The end of a turn: tell of comings and goings, write the batches, then what is left of the replies."""
         self._scheduled = False
-        if self._told:
-            self._tell()
+        if self.comings:
+            self.comings.tell()
         self.fanout.turn()
         touched, self._touched = self._touched, []
         for link in touched:
@@ -483,7 +361,7 @@ class Hub:
         # no await from here: what the broker hands over next is after the position
         self.fanout.seal(channel)
         if session.state is State.CLOSED:
-            self._release(channel)
+            self.release(channel)
             return recovery
         channel.epoch = recovery.position.epoch
         link = session.link
@@ -491,10 +369,8 @@ class Hub:
         channel.add(link)
         if watch:
             channel.watchers = {*(channel.watchers or ()), link}
-        if channel.roster is not None and was_new and session.user is not None:
-            info = session.identity.info if session.identity is not None else None
-            if channel.roster.join(session.user.id, self.clock.time(), info):
-                self._note(channel, session.user.id, came=True)
+        if was_new:
+            self.comings.join(channel, session)
         return recovery
 
     def visible(self, session: Session, publications: Iterable[Publication]) -> list[Publication]:
@@ -520,29 +396,23 @@ class Hub:
         link = session.link
         was_in = link in channel.lanes.get(link.lane, ())
         channel.discard(link)
-        if channel.roster is not None and was_in and session.user is not None:
-            user_id, grace = session.user.id, self.settings.presence_grace
-            now = self.clock.monotonic()
-            if channel.roster.leave(user_id, now, grace):
-                self._note(channel, user_id, came=False)
-            elif not channel.roster.devices(user_id):
-                self._graces.append((now + grace, name))
-        self._release(channel)
+        if was_in:
+            self.comings.leave(channel, session)
+        self.release(channel)
         return True
 
-    def _release(self, channel: Channel) -> None:
-        if channel.empty and channel not in self._told and self.channels.get(channel.name) is channel:
+    def release(self, channel: Channel) -> None:
+        if channel.empty and channel not in self.comings and self.channels.get(channel.name) is channel:
             del self.channels[channel.name]
             self.spawn(self.broker.unsubscribe(channel.name))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that nobody waits for: at once as far as it goes, the rest as a task."""
-        try:
-            waits_for = work.send(None)
-        except StopIteration:
+        rest = begin(work)
+        if rest is None:
             return
         assert self._loop is not None
-        task = self._loop.create_task(_await(_resume(work, waits_for)))
+        task = self._loop.create_task(finish(rest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -593,64 +463,7 @@ class Hub:
             self.close(session, code, reason)
         return len(sessions)
 
-    def revoke(self, *, user_id: str | None = None, token_id: str | None = None) -> int:
-        """Refuse a user's tokens issued until now, or one token; close (4401) the sessions that live on them."""
-        now = self.clock.time()
-        if user_id is not None:
-            self.verifier.revoke_user(user_id, now)
-        if token_id is not None:
-            lives = [s.identity.expires for s in self.sessions if s.identity and s.identity.token_id == token_id]
-            self.verifier.revoke_token(token_id, now, max([now + REMEMBER_REVOCATION, *lives]))
-        users = [self.users[user_id]] if user_id in self.users else []
-        candidates = [s for user in users for s in user] if token_id is None else list(self.sessions)
-        count = 0
-        for session in candidates:
-            if session.identity is not None and self.verifier.is_revoked(session.identity):
-                self.reply(session, _error(ErrorCode.AUTHENTICATION_FAILED, "the token was revoked"))
-                self.close(session, CloseCode.UNAUTHORIZED, "revoked")
-                count += 1
-        return count
-
     # -- presence
-
-    def _note(self, channel: Channel, user_id: str, *, came: bool) -> None:
-        """Tell of it at the end of the turn; a user who came and went (or the reverse) in one turn is not told of."""
-        new, left = channel.new or set(), channel.left or set()
-        if came:
-            left.discard(user_id) if user_id in left else new.add(user_id)
-        else:
-            new.discard(user_id) if user_id in new else left.add(user_id)
-        channel.new, channel.left = new, left
-        self._told[channel] = None
-        self._schedule()
-
-    def _tell(self) -> None:
-        told, self._told = self._told, {}
-        for channel in told:
-            joined, left = sorted(channel.new or ()), sorted(channel.left or ())
-            channel.new = channel.left = None
-            if joined or left:
-                self._observer(channel.name)(channel, joined, left)
-            self._release(channel)
-
-    def _observer(self, name: str) -> RosterObserver:
-        for prefix, observer in self.observers:
-            if name.startswith(prefix):
-                return observer
-        return self._presence_changed
-
-    def _presence_changed(self, channel: Channel, joined: list[str], left: list[str]) -> None:
-        if channel.watchers is None or channel.roster is None:
-            return
-        count = len(channel.roster)
-        if count > self.settings.presence_limit:
-            message = PresenceChanged(channel=channel.name, joined={}, left=[], count=count)
-        else:
-            here = channel.roster.snapshot()
-            users = {user: present(dict(here[user])) for user in joined if user in here}
-            message = PresenceChanged(channel=channel.name, joined=users, left=left, count=count)
-        for link in channel.watchers:
-            link.send(link.lane.codec.encode(message))
 
     # -- time
 
@@ -668,9 +481,8 @@ class Hub:
     def sweep(self) -> None:
         """Everything that is due: deadlines, expiries, graces, slow readers. About twice a second."""
         monotonic, now = self.clock.monotonic(), self.clock.time()
-        self._sweep_waiting(monotonic)
-        self._sweep_expiries(now)
-        self._sweep_graces(monotonic)
+        self.entrance.sweep(monotonic, now)
+        self.comings.sweep(monotonic)
         for link in list(self.behind):
             if not link.behind:
                 self.behind.discard(link)
@@ -680,45 +492,9 @@ class Hub:
         if self.metrics.sweeps % 2 == 0:
             self.broker.sweep(now)
         if self.metrics.sweeps % 120 == 0:
-            self.verifier.sweep(now)
-            for user in [user for user in self.users.values() if not user.sessions and user.tat <= monotonic]:
-                del self.users[user.id]
+            self.entrance.forget(monotonic, now)
         for sweeper in self.sweepers:
             sweeper(monotonic)
-
-    def _sweep_waiting(self, monotonic: float) -> None:
-        for session, deadline in list(self._waiting.items()):
-            if deadline > monotonic:
-                break  # all wait equally long, so the rest came later
-            del self._waiting[session]
-            self.metrics.auth_failed("timeout")
-            self.reply(session, _error(ErrorCode.AUTHENTICATION_TIMEOUT, "no token came in time"))
-            self.close(session, CloseCode.UNAUTHORIZED, "authentication timeout")
-
-    def _sweep_expiries(self, now: float) -> None:
-        due = int(now // 60)
-        for minute in [minute for minute in self._expiries if minute <= due]:
-            for session in list(self._expiries[minute]):
-                left = session.expires_in(now)
-                if left is None or left > self.settings.token_warning:
-                    continue
-                if left <= -self.settings.token_leeway:
-                    self._forget_expiry(session)
-                    self.metrics.auth_failed("expired_live")
-                    self.reply(session, _error(ErrorCode.AUTHENTICATION_FAILED, "the token has expired"))
-                    self.close(session, CloseCode.UNAUTHORIZED, "token expired")
-                elif left > 0 and not session.warned:
-                    session.warned = True
-                    self.reply(session, TokenExpiring(in_=round(left, 3)))
-
-    def _sweep_graces(self, monotonic: float) -> None:
-        while self._graces and self._graces[0][0] <= monotonic:
-            _, name = self._graces.popleft()
-            channel = self.channels.get(name)
-            if channel is not None and channel.roster is not None:
-                for user_id in channel.roster.expire(monotonic):
-                    self._note(channel, user_id, came=False)
-                self._release(channel)
 
     # -- the end
 
@@ -753,45 +529,6 @@ _ABUSE: Final = frozenset(
 )
 
 
-def present(user: dict[str, Any]) -> dict[str, Any]:
-    """One user of a roster as the wire has it."""
-    return {"info": user["info"], "devices": user["devices"], "since": rfc3339(user["since"])}
-
-
-def _error(code: ErrorCode, message: str, retry_after: float | None = None) -> Error:
-    return Error(code=code, message=message, retry_after=retry_after)
-
-
 def _wrong_frame(session: Session) -> ClientError:
     speaks = "JSON in text frames" if session.link.lane.codec.is_json else "MessagePack in binary frames"
     return ClientError(ErrorCode.INVALID_MESSAGE, f"this connection speaks {speaks}")
-
-
-def _query(query_string: bytes, name: bytes) -> str | None:
-    for part in query_string.split(b"&"):
-        key, _, value = part.partition(b"=")
-        if key == name:
-            return value.decode("ascii", "replace")
-    return None
-
-
-@types.coroutine
-def _resume(running: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Go on, inside a task, with a coroutine that was begun outside and now waits for ``waits_for``."""
-    while True:
-        try:
-            value = yield waits_for
-        except BaseException as error:
-            try:
-                waits_for = running.throw(error)
-            except StopIteration:
-                return
-        else:
-            try:
-                waits_for = running.send(value)
-            except StopIteration:
-                return
-
-
-async def _await(work: Awaitable[None]) -> None:
-    await work

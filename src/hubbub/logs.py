@@ -10,7 +10,7 @@ import sys
 
 import structlog
 
-from hubbub.auth import RedactTokens
+from hubbub.redaction import RedactTokens
 
 
 def configure(level: str, *, pretty: bool) -> None:

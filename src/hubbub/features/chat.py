@@ -70,7 +70,7 @@ class Chat:
         self._uncounted: dict[Room, None] = {}
         self.options = self._options()
         hub.reserve(PREFIX, ChannelRule(self.options, self._may_read))
-        hub.observers.append((PREFIX, self._roster_changed))
+        hub.comings.observers.append((PREFIX, self._roster_changed))
         hub.openers.append(self._join_endpoint_room)
         hub.leavers.append(self._left)
         hub.sweepers.append(self.sweep)

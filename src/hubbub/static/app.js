@@ -198,6 +198,10 @@ function open(id) {
   paintRooms();
   paintRoom();
   panels.closeAll(false);
+  focusComposer();
+}
+
+function focusComposer() {
   if (panels.roomy && !document.querySelector("dialog[open]")) $("composer-input").focus();
 }
 
@@ -607,7 +611,7 @@ function step(by) {
   if (ids.length > 1) open(ids[(ids.indexOf(current?.id) + by + ids.length) % ids.length]);
 }
 
-const openRoomDialog = roomDialog(make);
+const openRoomDialog = roomDialog(make, focusComposer);
 aboutDialog(() => ({ user: me, room: current?.id ?? "general" }));
 
 $("sign-out").addEventListener("click", () => client.stop());

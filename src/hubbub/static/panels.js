@@ -77,8 +77,8 @@ export function idOf(name) {
   return plain.replace(/[^a-z0-9_.]+/g, "-").replace(/^[-.]+|-+$/g, "").slice(0, 64);
 }
 
-/** `make(id, name)` makes the room, or throws what to show. */
-export function roomDialog(make) {
+/** `make(id, name)` makes the room, or throws what to show; `made()` is called once the dialog is closed. */
+export function roomDialog(make, made) {
   const dialog = $("room-dialog");
   const [name, id, error] = [$("new-room-name"), $("new-room-id"), $("room-error")];
   let own = false; // the id was typed, so it no longer follows the name
@@ -106,6 +106,7 @@ export function roomDialog(make) {
     try {
       await make(wanted, name.value.trim());
       dialog.close();
+      made();
     } catch (fault) {
       error.textContent = fault.message;
       id.focus();

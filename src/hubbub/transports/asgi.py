@@ -180,5 +180,6 @@ class AsgiLink:
                     break
             if self._closing is not None:
                 code, reason = self._closing
-                await self._send({"type": "websocket.close", "code": int(code), "reason": reason})
+                short = reason.encode()[:123].decode(errors="ignore")  # what fits (RFC 6455, 5.5)
+                await self._send({"type": "websocket.close", "code": int(code), "reason": short})
                 return
