@@ -25,7 +25,7 @@ from hubbub import Hubbub, Settings, issue_token
 from hubbub.app import create_app
 from hubbub.hub import Hub
 from hubbub.settings import load_settings
-from hubbub.transports.uvicorn import Shared
+from hubbub.transports.shared import Shared
 
 SECRET = "a secret of the tests, forty bytes long .."
 API_KEY = "key-of-the-tests-0001"

@@ -83,6 +83,7 @@ class Hubbub:
         self.chat = Chat(self.hub)
         self.notifications = Notifications(self.hub)
         self._counters = _transport_counters()
+        self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)
         self._direct = False
         self.prefix = prefix
@@ -242,7 +243,7 @@ async def _client_error(request: Request, error: Exception) -> Response:
 
 
 def _transport_counters() -> Any:
-    from hubbub.transports.uvicorn import Counters
+    from hubbub.transports.shared import Counters
 
     return Counters()
 

@@ -41,7 +41,7 @@ class Channel:
         self.batch: Batch | None = None
         self.roster: Roster | None = Roster() if options.presence else None
         self.watchers: set[Link] | None = None
-        self.waiting = 0
+        self.waiting: list[_Slices] = []
         self.new: set[str] | None = None  # users whose coming is to be told at the end of the turn
         self.left: set[str] | None = None
 
@@ -58,6 +58,8 @@ class Channel:
         if links is not None and link in links:
             links.discard(link)
             self.size -= 1
+            for slices in self.waiting:
+                slices.gone.add(link)  # for good: if it comes back, its new position covers what still waits here
             if not links:
                 del self.lanes[link.lane]
         if self.watchers is not None:
@@ -76,21 +78,15 @@ class Channel:
 
 
 class _Slices:
-    """One batch on its way to many links: those that were subscribed when it was sealed."""
+    """One batch on its way to many links: those that were subscribed when it was sealed, without those gone since."""
 
-    __slots__ = ("batch", "channel", "lanes", "stays")
+    __slots__ = ("batch", "channel", "gone", "lanes")
 
-    def __init__(
-        self,
-        channel: Channel | None,
-        batch: Batch,
-        lanes: Iterable[tuple[Lane, list[Link]]],
-        stays: Callable[[Lane, Link], bool],
-    ) -> None:
+    def __init__(self, channel: Channel | None, batch: Batch, lanes: Iterable[tuple[Lane, list[Link]]]) -> None:
         self.channel = channel
         self.batch = batch
         self.lanes = deque(lanes)
-        self.stays = stays
+        self.gone: set[Link] = set()
 
 
 class Fanout:
@@ -129,7 +125,7 @@ class Fanout:
 
     def everyone(self, batch: Batch, lanes: Iterable[tuple[Lane, list[Link]]]) -> None:
         """Write a batch to links that are in no channel together (a broadcast)."""
-        self._slices.append(_Slices(None, batch, lanes, lambda lane, link: True))
+        self._slices.append(_Slices(None, batch, lanes))
         self._schedule()
 
     def turn(self) -> None:
@@ -165,9 +161,9 @@ class Fanout:
             self.deliveries += count * len(links)  # type: ignore[arg-type]  # always a set or a list
 
     def _slice(self, channel: Channel, batch: Batch) -> None:
-        channel.waiting += 1
-        lanes = [(lane, list(links)) for lane, links in channel.lanes.items()]
-        self._slices.append(_Slices(channel, batch, lanes, lambda lane, link: link in channel.lanes.get(lane, ())))
+        slices = _Slices(channel, batch, [(lane, list(links)) for lane, links in channel.lanes.items()])
+        channel.waiting.append(slices)
+        self._slices.append(slices)
         self._schedule()
 
     def _next_slice(self, budget: int) -> int:
@@ -176,7 +172,7 @@ class Fanout:
         if not slices.lanes:
             self._slices.popleft()
             if slices.channel is not None:
-                slices.channel.waiting -= 1
+                slices.channel.waiting.remove(slices)
             self.batches += 1
             self.publications += len(slices.batch.publications)
             return 0
@@ -185,7 +181,10 @@ class Fanout:
         del links[-budget:]
         if not links:
             slices.lanes.popleft()
-        stays = slices.stays
-        lane.deliver([link for link in part if stays(lane, link)], slices.batch, False)
+        gone = slices.gone
+        if gone:
+            lane.deliver([link for link in part if link not in gone], slices.batch, False)
+        else:
+            lane.deliver(part, slices.batch, False)
         self.deliveries += len(slices.batch.publications) * len(part)
         return len(part)

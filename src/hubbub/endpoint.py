@@ -48,7 +48,7 @@ class SessionEndpoint:
             hub.entrance.open(taken, request, room)
             hub.metrics.handshakes.add(time.perf_counter() - began)
             return None
-        link = AsgiLink(hub, codec, hub.settings, hub.clock, hub.settings.message_limit, send)
+        link = AsgiLink(hub, codec, hub.settings, hub.clock, hub.settings.message_limit, send, hub.metrics.drops)
         hub.entrance.open(link, request, room)
         hub.metrics.handshakes.add(time.perf_counter() - began)
         await link.run(receive)

@@ -102,7 +102,7 @@ def parse(raw: bytes) -> Request:
     method, target, version = request_line
     if version != b"HTTP/1.1":
         raise BadRequest("A WebSocket handshake is an HTTP/1.1 request.", status=505)
-    raw_path, _, query_string = _origin_form(target).partition(b"?")
+    raw_path, _, query_string = origin_form(target).partition(b"?")
     headers: Headers = []
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
@@ -113,7 +113,7 @@ def parse(raw: bytes) -> Request:
     return Request(unquote(raw_path.decode()), raw_path, query_string, headers, subprotocols, key)
 
 
-def _origin_form(target: bytes) -> bytes:
+def origin_form(target: bytes) -> bytes:
     """The path and query of a request target (RFC 9112 section 3.2): origin form, or absolute form stripped to it."""
     if target.translate(None, _TARGET):
         raise BadRequest("The request target has characters that must be percent-encoded.")

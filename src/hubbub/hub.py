@@ -227,7 +227,8 @@ class Hub:
             if running is not None:
                 self.step(session, command, running)
         except Exception as error:
-            self._failed(session, command, error)
+            ref = self._inbox.ref_of(message) if command is None and isinstance(error, ClientError) else None
+            self._failed(session, command, error, ref)
 
     def step(self, session: Session, command: ClientMessage | None, running: Coroutine[Any, Any, None]) -> None:
         """Run a handler as far as it goes without waiting: nearly always to its end, and then no task is made."""
@@ -266,8 +267,10 @@ class Hub:
         if session.state is not State.CLOSED:
             session.link.release()
 
-    def _failed(self, session: Session, command: ClientMessage | None, error: Exception) -> None:
-        ref = command.ref if command is not None else None
+    def _failed(
+        self, session: Session, command: ClientMessage | None, error: Exception, ref: str | None = None
+    ) -> None:
+        ref = command.ref if command is not None else ref
         if isinstance(error, ClientError):
             self.refuse_message(session, error, ref)
             return
@@ -309,7 +312,6 @@ class Hub:
         self.behind.discard(link)
 
     def gap(self, link: Link, channel: str, offset: int) -> bytes:
-        self.metrics.dropped("slow", 1)
         local = self.channels.get(channel)
         epoch = local.epoch if local is not None else ""
         return link.lane.codec.encode(Gap(channel=channel, epoch=epoch, offset=offset))

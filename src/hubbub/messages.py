@@ -399,6 +399,10 @@ class Inbox:
             return WrongMessage(ErrorCode.UNKNOWN_TYPE, f"no message has the type {kind_of[:64]!r}", ref, None)
         return WrongMessage(ErrorCode.INVALID_MESSAGE, str(error)[:300], ref, kind_of)
 
+    def ref_of(self, data: str | bytes) -> str | None:
+        """The ``ref`` of a message that is refused without being decoded."""
+        return self._envelope(data)[1]
+
     def _envelope(self, data: str | bytes) -> tuple[str | None, str | None]:
         try:
             found = self._json_envelope.decode(data) if isinstance(data, str) else self._msgpack_envelope.decode(data)

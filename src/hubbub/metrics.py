@@ -77,9 +77,6 @@ class Metrics:
     def limited(self, what: str) -> None:
         self.limits[what] += 1
 
-    def dropped(self, reason: str, count: int) -> None:
-        self.drops[reason] += count
-
     def families(
         self,
         *,

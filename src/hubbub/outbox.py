@@ -5,7 +5,7 @@ Sans-IO. The transport fills it while its socket does not take bytes, and emptie
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -43,15 +43,16 @@ class Outbox:
 
     :param max_bytes: frames beyond this are handled by the policy of their channel.
     :param max_age: seconds after which a waiting frame means that the reader is too slow; 0 = off.
+    :param drops: counts what is not delivered, by reason.
     """
 
-    __slots__ = ("_blanks", "_entries", "_gaps", "_newest", "bytes", "dropped", "max_age", "max_bytes")
+    __slots__ = ("_blanks", "_entries", "_gaps", "_newest", "bytes", "drops", "max_age", "max_bytes")
 
-    def __init__(self, max_bytes: int, max_age: float) -> None:
+    def __init__(self, max_bytes: int, max_age: float, drops: Counter[str] | None = None) -> None:
         self.max_bytes = max_bytes
         self.max_age = max_age
         self.bytes = 0
-        self.dropped = 0
+        self.drops: Counter[str] = Counter() if drops is None else drops
         self._blanks = 0
         self._entries: deque[Entry] = deque()
         self._newest: dict[tuple[str, str], Entry] = {}
@@ -74,7 +75,7 @@ class Outbox:
         name = (channel, entry.key or "")
         older = self._newest.get(name)
         if older is not None:
-            self._blank(older)
+            self._blank(older, "conflated")
             self._trim()
         self._newest[name] = entry
 
@@ -88,11 +89,11 @@ class Outbox:
     def _drop(self, entry: Entry) -> None:
         if entry.policy == "drop_oldest" and entry.channel is not None and entry.frame:
             self._gaps[entry.channel] = max(entry.offset, self._gaps.get(entry.channel, 0))
-            self._blank(entry)
+            self._blank(entry, "drop_oldest")
 
-    def _blank(self, entry: Entry) -> None:
+    def _blank(self, entry: Entry, reason: str) -> None:
         if entry.frame:
-            self.dropped += 1
+            self.drops[reason] += 1
             self._blanks += 1
             self.bytes -= len(entry.frame)
             entry.frame = DROPPED
@@ -105,6 +106,12 @@ class Outbox:
         if self._blanks > 64 and self._blanks > len(entries) // 2:
             self._entries = deque(entry for entry in entries if entry.frame)
             self._blanks = 0
+
+    def give_up(self) -> None:
+        """The reader is disconnected: count what it will not get."""
+        self.drops["disconnect"] += len(self)
+        self._entries.clear()
+        self._blanks = self.bytes = 0
 
     def overdue(self, now: float) -> bool:
         """True when the oldest frame waits for longer than ``max_age``; droppable frames are dropped first."""

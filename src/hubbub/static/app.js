@@ -90,6 +90,7 @@ function paintState() {
   }[state.name];
   $("status").dataset.state = state.name;
   setText($("status-text"), text);
+  $("status").title = state.reason ?? "";
   show($("status-retry"), Boolean(state.mayRetry));
   if (aloud && aloud !== spoken) announce(aloud);
   if (aloud || state.name === "online") spoken = state.name === "online" ? "" : aloud;
@@ -192,11 +193,11 @@ function open(id) {
   $("composer-input").value = room.draft;
   typingSent = 0;
   fitComposer();
+  paintRoom(); // before the thread, which measures where to begin
   thread.show(room);
   loadPast(room);
   markRead();
   paintRooms();
-  paintRoom();
   panels.closeAll(false);
   focusComposer();
 }
@@ -286,7 +287,8 @@ async function loadPast(room) {
       if (!room.newFrom && room.unread) room.newFrom = added.find((item) => item.id > readTo && !item.own)?.key ?? null;
       if (room === current) {
         thread.refresh();
-        thread.toEnd();
+        paintThreadEnds();
+        thread.toUnread();
         markRead();
       }
     }
@@ -357,7 +359,7 @@ client.addEventListener("gap", async ({ detail }) => {
 const watching = () => document.visibilityState === "visible" && document.hasFocus() && thread.atEnd;
 
 function markRead() {
-  if (!current || !watching()) return;
+  if (!current?.loaded || !watching()) return;
   const position = client.position(current.id);
   if (position) current.readTo = position;
   if (current.unread) {
@@ -402,6 +404,7 @@ async function post(room, item) {
 
 /** The same client_id: if the server has the message after all, it is not sent twice. */
 function retry(item) {
+  if (current.state === "gone") return;
   current.setPending(item);
   post(current, item);
   $("composer-input").focus();

@@ -39,16 +39,20 @@ export class Thread {
     if (room) {
       room.view = this;
       this.inserted(room.items, { quiet: true });
-      this.toEnd();
-      const mark = room.newFrom && this.rows.get(room.newFrom);
-      if (mark && mark.offsetTop < this.scroller.scrollTop) this.#scrollTo(Math.max(0, mark.offsetTop - 80));
+      this.toUnread();
     }
     this.#button();
   }
 
-  #scrollTo(top) {
-    this.scroller.scrollTop = top;
-    this.#scrolled();
+  /** To the first unread message if that is further up than the last screenful, else to the end. */
+  toUnread() {
+    this.toEnd();
+    const mark = this.room.newFrom && this.rows.get(this.room.newFrom);
+    const above = mark ? this.scroller.getBoundingClientRect().top - mark.getBoundingClientRect().top : 0;
+    if (above <= 0) return;
+    this.stuck = false;
+    this.scroller.scrollTop -= above + 16;
+    this.#button();
   }
 
   toEnd() {
@@ -117,7 +121,8 @@ export class Thread {
     const row = this.rows.get(item.key);
     if (!row) return;
     this.rows.delete(item.key);
-    if (row.offsetTop < this.scroller.scrollTop) this.hold(() => row.remove());
+    const above = row.getBoundingClientRect().bottom < this.scroller.getBoundingClientRect().top;
+    if (above) this.hold(() => row.remove());
     else row.remove();
     this.#dress(index);
   }

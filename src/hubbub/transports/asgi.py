@@ -7,6 +7,7 @@ limits are the server's own here; everything above the frames is Hubbub's.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,7 +45,9 @@ LANES: Final = {codec: AsgiLane(codec) for codec in (JSON, MSGPACK)}
 class AsgiLink:
     """One connection of an ASGI server."""
 
-    def __init__(self, sink: Sink, codec: Codec, settings: Settings, clock: Clock, max_size: int, send: Send) -> None:
+    def __init__(
+        self, sink: Sink, codec: Codec, settings: Settings, clock: Clock, max_size: int, send: Send, drops: Counter[str]
+    ) -> None:
         self.lane = LANES[codec]
         self.session: Session | None = None
         self._sink = sink
@@ -52,13 +55,13 @@ class AsgiLink:
         self._clock = clock
         self._max_size = max_size
         self._send = send
-        self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds)
+        self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds, drops)
         self._replies: list[bytes] | None = None
         self._work = asyncio.Event()
         self._reading = asyncio.Event()
         self._reading.set()
         self._closing: tuple[int, str] | None = None
-        self._sending = False
+        self._sending_since: float | None = None
         self._tasks: tuple[asyncio.Task[Any], ...] = ()
 
     # -- what the hub calls
@@ -93,16 +96,18 @@ class AsgiLink:
             self.close(CloseCode.SLOW, "slow")
             return False
         self._work.set()
-        if self._sending:
+        if self._sending_since is not None:
             self._sink.wrote_behind(self)
         return True
 
     @property
     def behind(self) -> bool:
-        return self._sending and len(self._outbox) > 0
+        return self._sending_since is not None and len(self._outbox) > 0
 
     def overdue(self, now: float) -> bool:
-        return self._outbox.overdue(now)
+        limit, since = self._settings.outbox_seconds, self._sending_since
+        stuck = bool(limit) and since is not None and now - since >= limit
+        return self._outbox.overdue(now) or stuck
 
     def close(self, code: int, reason: str = "") -> None:
         if self._closing is None:
@@ -110,6 +115,9 @@ class AsgiLink:
             self._closing = self._closing or (code, reason)
             self._work.set()
             self._reading.set()
+            if self._sending_since is not None:
+                # the close frame cannot leave before what is stuck: then end without it
+                asyncio.get_running_loop().call_later(self._settings.close_timeout, self.abort)
 
     def abort(self) -> None:
         self._closing = self._closing or (CloseCode.ABNORMAL, "")
@@ -170,12 +178,12 @@ class AsgiLink:
                 if not payloads:
                     break
                 for payload in payloads:
-                    self._sending = True
+                    self._sending_since = self._clock.monotonic()
                     if self.lane.codec.is_json:
                         await self._send({"type": "websocket.send", "text": payload.decode()})
                     else:
                         await self._send({"type": "websocket.send", "bytes": payload})
-                    self._sending = False
+                    self._sending_since = None
                 if self._closing is not None and self._closing[0] == CloseCode.SLOW:
                     break
             if self._closing is not None:

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
 import httptools
@@ -25,13 +25,12 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from hubbub import handshake
 from hubbub.errors import CloseCode
 from hubbub.frames import PONG, Close, Event, Ping, Pong, Reader, Violation, close_frame, frame
-from hubbub.heartbeat import Verdict, Wheel
-from hubbub.limits import Rate
+from hubbub.heartbeat import Verdict
 from hubbub.messages import JSON, MSGPACK, Codec
 from hubbub.outbox import Entry, Outbox
-from hubbub.ports import Clock, Direct, Gate, Link, Request, Sink
-from hubbub.settings import Settings
+from hubbub.ports import Link, Request, Sink
 from hubbub.transports.conversation import Conversation
+from hubbub.transports.shared import shared_of
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -47,82 +46,6 @@ CHUNK: Final = 65_536
 PLAIN_BUFFER: Final = 65_536
 
 
-class Counters:
-    """What happened below the sessions, for the metrics."""
-
-    __slots__ = ("control_floods", "heartbeats_lost", "refused", "stalled", "violations")
-
-    def __init__(self) -> None:
-        self.control_floods = 0
-        self.heartbeats_lost = 0
-        self.refused: dict[str, int] = {}
-        self.stalled = 0
-        self.violations: dict[int, int] = {}
-
-
-class Shared:
-    """What all connections of one server share: settings, clock, heartbeat wheel."""
-
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
-        self.config = config
-        self.server_state = server_state
-        self.app_state = app_state
-        self.loop = asyncio.get_running_loop()
-        self.settings: Settings = app_state.get("hubbub_settings") or Settings()
-        self.gate: Gate | None = app_state.get("hubbub_gate")
-        self.counters: Counters = app_state.get("hubbub_counters") or Counters()
-        self.control_rate = Rate.per_second(self.settings.control_rate_limit, self.settings.control_rate_burst)
-        self.open = 0
-        self.wheel: Wheel[WebSocketProtocol] = Wheel(self.settings.heartbeat_interval, self.settings.heartbeat_timeout)
-        clock: Clock | None = app_state.get("hubbub_clock")
-        self.time = clock.monotonic if clock is not None else self.loop.time
-        self.now = self.time()
-        self.direct: Direct | None = app_state.get("hubbub_direct")
-        self._inherits: bool | None = None
-        self.turn_bytes = self.settings.turn_bytes
-        self.turn_frames = self.settings.turn_frames
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set_user_timeout(self, sock: socket.socket) -> None:
-        """Set TCP_USER_TIMEOUT, unless the listening socket has it: then every connection inherits it."""
-        if self._inherits is None:
-            milliseconds = int(self.settings.tcp_user_timeout * 1000)
-            tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT")
-            known = tcp and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
-            self._inherits = known or not milliseconds or not tcp
-        if not self._inherits:
-            milliseconds = int(self.settings.tcp_user_timeout * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        return self.server_state.default_headers
-
-    def watch(self, protocol: WebSocketProtocol) -> None:
-        self.wheel.add(protocol)
-        if self._timer is None:
-            self.now = self.time()
-            self._timer = self.loop.call_later(self.wheel.step, self.turn)
-
-    def turn(self) -> None:
-        """Visit the wheel's next bucket."""
-        self.now = now = self.time()
-        wheel = self.wheel
-        if self._timer is not None:
-            self._timer.cancel()
-        for protocol in wheel.turn():
-            protocol.visit(now)
-        # no connections, no timer: an idle server sleeps
-        self._timer = self.loop.call_later(wheel.step, self.turn) if len(wheel) else None
-
-
-def _shared(config: Config, server_state: ServerState, app_state: dict[str, Any]) -> Shared:
-    found: Shared | None = getattr(server_state, "hubbub_shared", None)
-    if found is None:
-        found = Shared(config, server_state, app_state)
-        server_state.hubbub_shared = found  # type: ignore[attr-defined]  # lives exactly as long as the server
-    return found
-
-
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP class, with a deadline for the request's head, and nothing lost at the upgrade."""
 
@@ -130,7 +53,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._shared = _shared(self.config, self.server_state, self.app_state)
+        self._shared = shared_of(self.config, self.server_state, self.app_state)
         seconds = self._shared.settings.handshake_timeout
         if seconds:
             self._deadline = self.loop.call_later(seconds, self._late)
@@ -270,7 +193,7 @@ class WebSocketProtocol(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.shared = _shared(config, server_state, app_state)
+        self.shared = shared_of(config, server_state, app_state)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything can use it
         self.sink: Sink | None = None
         self.session: Session | None = None
@@ -297,8 +220,8 @@ class WebSocketProtocol(asyncio.Protocol):
     # -- the opening
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.begin(transport, get_remote_addr(transport), get_local_addr(transport), is_ssl(transport))
+        stream = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.begin(stream, get_remote_addr(stream), get_local_addr(stream), is_ssl(stream))
 
     def begin(self, transport: asyncio.Transport, client: Any, server: Any, tls: bool) -> None:
         """Start from a transport that has read the request's head."""
@@ -314,13 +237,14 @@ class WebSocketProtocol(asyncio.Protocol):
             shared.counters.refused[reason] = shared.counters.refused.get(reason, 0) + 1
             return self.refuse(503, b"over capacity, come back later", [(b"retry-after", b"5")])
         try:
+            target = handshake.origin_form(url)
             key, subprotocols = handshake.check(method, headers)
         except handshake.BadRequest as bad:
             shared.counters.refused["bad_request"] = shared.counters.refused.get("bad_request", 0) + 1
             return self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
         client, server, tls = self._early
         self._early = rest
-        raw_path, _, query = url.partition(b"?")
+        raw_path, _, query = target.partition(b"?")
         path = unquote(raw_path.decode("ascii", "replace"))
         if shared.direct is not None and not _FORWARDED.intersection([name for name, _ in headers]):
             scheme, address = "wss" if tls else "ws", client[0] if client else ""
@@ -615,7 +539,7 @@ class WebSocketProtocol(asyncio.Protocol):
         outbox = self._outbox
         if outbox is None:
             settings = self.shared.settings
-            outbox = self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds)
+            outbox = self._outbox = Outbox(settings.outbox_bytes, settings.outbox_seconds, self.shared.counters.drops)
         if outbox.add(entry):
             return True
         self.close(CloseCode.SLOW, "slow")
@@ -687,7 +611,9 @@ class WebSocketProtocol(asyncio.Protocol):
         out, self.out = self.out, None
         self._closing = True
         self.code = code
-        self._outbox = None
+        if self._outbox is not None:
+            self._outbox.give_up()
+            self._outbox = None
         self._write_last(b"".join((*(out or ()), close_frame(code, reason))))
         self._abort_later()
         if self._held:
