@@ -6,6 +6,7 @@ Sans-IO: :meth:`Wheel.turn` is called with ``now`` and returns the peers whose t
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import Final, Generic, Protocol, TypeVar
 
 BUCKETS: Final = 16
@@ -32,17 +33,19 @@ class Wheel(Generic[P]):
     """Connections in buckets; each turn visits one bucket, so the work is spread evenly.
 
     :param interval: seconds of silence after which a peer is pinged; 0 = never.
+    :ivar quiet: seconds of silence that mean nothing: only a longer one must be judged.
     :param timeout: further seconds of silence after which it is dead. A dead peer is found between
         ``interval + timeout - period`` and ``interval + timeout``.
     """
 
-    __slots__ = ("_buckets", "_hand", "_next", "interval", "period", "timeout")
+    __slots__ = ("_buckets", "_hand", "_next", "interval", "period", "quiet", "timeout")
 
     def __init__(self, interval: float, timeout: float) -> None:
         self.interval = interval
         self.timeout = timeout
         shortest = min(interval, timeout) if interval else 8.0
         self.period = min(4.0, shortest / 2)
+        self.quiet = interval - self.period if interval else inf
         self._buckets: list[dict[P, None]] = [{} for _ in range(BUCKETS)]
         self._hand = 0
         self._next = 0
@@ -71,7 +74,7 @@ class Wheel(Generic[P]):
 
     def judge(self, silence: float) -> Verdict:
         """What ``silence`` seconds without a byte mean for a peer that is visited every :attr:`period`."""
-        if not self.interval or silence < self.interval - self.period:
+        if silence < self.quiet:
             return Verdict.ALIVE
         return Verdict.DEAD if silence >= self.interval + self.timeout - self.period else Verdict.PING
 

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     auth_timeout: Seconds = Field(default=10.0, description="From accept to a good token; 0 = off.")
     message_timeout: Seconds = Field(default=20.0, description="From the first byte of a message to its last; 0 = off.")
     close_timeout: Seconds = Field(default=5.0, description="From our close frame to abort().", gt=0)
-    heartbeat_interval: Seconds = Field(default=25.0, description="Silence after which a peer is pinged; 0 = off.")
+    heartbeat_interval: Seconds = Field(default=30.0, description="Silence after which a peer is pinged; 0 = off.")
     heartbeat_timeout: Seconds = Field(default=10.0, description="Further silence after which it is aborted.")
     token_warning: Seconds = Field(default=30.0, description="How long before expiry `token_expiring` is sent.")
     presence_grace: Seconds = Field(default=3.0, description="From a user's last device going to `user_left`.")

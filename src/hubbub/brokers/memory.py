@@ -47,6 +47,8 @@ class MemoryBroker:
             return Position("", 0)
         history = self._history(channel, options)
         self._histories.move_to_end(channel)
+        if self._idle:
+            self._idle.pop(channel, None)
         self.bytes += history.append(publication)
         if self.bytes > self._settings.history_total_bytes:
             self._shed(channel)

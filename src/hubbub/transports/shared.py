@@ -82,8 +82,10 @@ class Shared:
         wheel = self.wheel
         if self._timer is not None:
             self._timer.cancel()
+        quiet_since = now - wheel.quiet
         for protocol in wheel.turn():
-            protocol.visit(now)
+            if protocol.seen < quiet_since or protocol.partial_since:
+                protocol.visit(now)
         # no connections, no timer: an idle server sleeps
         self._timer = self.loop.call_later(wheel.step, self.turn) if len(wheel) else None
 

@@ -167,11 +167,9 @@ class WebSocketProtocol(asyncio.Protocol):
         "_early",
         "_held",
         "_outbox",
-        "_partial_since",
         "_paused",
         "_pong",
         "_reader",
-        "_seen",
         "_stash",
         "_yielding",
         "bucket",
@@ -179,7 +177,9 @@ class WebSocketProtocol(asyncio.Protocol):
         "fd",
         "lane",
         "lost",
+        "partial_since",
         "out",
+        "seen",
         "session",
         "shared",
         "sink",
@@ -207,8 +207,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._early: Any = None  # before the handshake: (client, server, tls); then bytes glued to it
         self._outbox: Outbox | None = None
         self._pong: bytes | None = None
-        self._seen = 0.0
-        self._partial_since = 0.0
+        self.seen = 0.0
+        self.partial_since = 0.0
         self._control = 0.0
         self._stash: list[Event] | None = None  # parsed, but nobody may have it before release()
         self._paused = False
@@ -287,7 +287,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """The app accepted: the connection is a WebSocket from here."""
         settings = self.shared.settings
         self._reader = Reader(settings.message_limit, settings.max_fragments)
-        self._seen = self.shared.time()
+        self.seen = self.shared.time()
         self.transport.set_write_buffer_limits(high=PLAIN_BUFFER)
         # what the app says in this turn (the first replies of a session) leaves in the same write
         self.out = [response]
@@ -337,13 +337,13 @@ class WebSocketProtocol(asyncio.Protocol):
         if reader is None:
             return self._before_accept(data)
         shared = self.shared
-        self._seen = shared.now
+        self.seen = shared.now
         self._dispatch(reader.receive(data, shared.turn_frames))
         if reader.partial:
-            if not self._partial_since:
-                self._partial_since = shared.now
+            if not self.partial_since:
+                self.partial_since = shared.now
         else:
-            self._partial_since = 0.0
+            self.partial_since = 0.0
         if reader.more or len(data) > shared.turn_bytes:
             self._yield_turn()
         return None
@@ -354,7 +354,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         for index, event in enumerate(events):
             if type(event) is str or type(event) is bytes:
-                self._partial_since = 0.0
+                self.partial_since = 0.0
                 if not self._closing:
                     self.sink.received(self, event)  # type: ignore[union-attr]  # set since upgrade()
             else:
@@ -587,13 +587,13 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._closing or self._reader is None:
             return
         if self._held or self._yielding:
-            self._seen = now  # we do not listen, so silence is ours
+            self.seen = now  # we do not listen, so silence is ours
             return
         limit = self.shared.settings.message_timeout
-        if limit and self._partial_since and now - self._partial_since >= limit:
+        if limit and self.partial_since and now - self.partial_since >= limit:
             self.close(CloseCode.POLICY_VIOLATION, "message not finished in time")
             return
-        verdict = self.shared.wheel.judge(now - self._seen)
+        verdict = self.shared.wheel.judge(now - self.seen)
         if verdict is Verdict.DEAD:
             self.shared.counters.heartbeats_lost += 1
             self.code = CloseCode.HEARTBEAT_LOST
