@@ -141,6 +141,25 @@ class LoginOut(BaseModel):
     expires_in: float
 
 
+class ErrorDetail(BaseModel):
+    code: str = Field(examples=["forbidden"])
+    message: str
+
+
+class ErrorOut(BaseModel):
+    """What every refusal looks like, but for a wrong shape of the request (422)."""
+
+    error: ErrorDetail
+
+
+def _errors(**reasons: str) -> dict[int | str, dict[str, Any]]:
+    return {int(status[1:]): {"model": ErrorOut, "description": reason} for status, reason in reasons.items()}
+
+
+CALLER_ERRORS = _errors(_401="no key or token, or not a good one")
+SERVER_ERRORS = CALLER_ERRORS | _errors(_403="a token without the admin grant", _413="the request is too large")
+
+
 class HealthOut(BaseModel):
     status: Literal["healthy", "draining"]
     active_connections: int
@@ -248,7 +267,7 @@ class Api:
     def _add_server_routes(self) -> None:
         route, hub, server = self.router, self.hub, [self._server()]
 
-        @route.post("/api/notifications/send", tags=["notifications"], dependencies=server)
+        @route.post("/api/notifications/send", tags=["notifications"], dependencies=server, responses=SERVER_ERRORS)
         async def send_notification(
             body: Annotated[NotificationIn | None, Body()] = None,
             user_id: Annotated[str | None, Query(max_length=128)] = None,
@@ -266,7 +285,9 @@ class Api:
             )
             return Sent(id=sent, delivered=reached)
 
-        @route.post("/api/notifications/broadcast", tags=["notifications"], dependencies=server)
+        @route.post(
+            "/api/notifications/broadcast", tags=["notifications"], dependencies=server, responses=SERVER_ERRORS
+        )
         async def broadcast_notification(
             body: Annotated[BroadcastIn | None, Body()] = None,
             title: Annotated[str | None, Query(max_length=500)] = None,
@@ -280,21 +301,25 @@ class Api:
             )
             return Broadcasted(delivered=reached)
 
-        @route.post("/api/publish", tags=["channels"], dependencies=server)
+        @route.post("/api/publish", tags=["channels"], dependencies=server, responses=SERVER_ERRORS)
         async def publish(body: PublishIn) -> Published:
             """Publish on a channel. It is answered once the publication is in the channel's history."""
             data = plain_data(msgspec.Raw(JSON.encode(body.data)), is_json=True)
             position = await publish_data(hub, body.channel, data, body.key)
             return Published(channel=body.channel, epoch=position.epoch, offset=position.offset)
 
-        @route.get("/api/channels/{channel:path}/presence", tags=["channels"], dependencies=server)
+        @route.get(
+            "/api/channels/{channel:path}/presence", tags=["channels"], dependencies=server, responses=SERVER_ERRORS
+        )
         async def presence(channel: str) -> PresenceOut:
             """Who is subscribed to a channel."""
             check_name(channel)
             users, count = who_is_here(hub, channel)
             return PresenceOut(channel=channel, count=count, users=users)
 
-        @route.get("/api/channels/{channel:path}/history", tags=["channels"], dependencies=server)
+        @route.get(
+            "/api/channels/{channel:path}/history", tags=["channels"], dependencies=server, responses=SERVER_ERRORS
+        )
         async def history(
             channel: str,
             after: Annotated[int | None, Query(ge=0)] = None,
@@ -308,7 +333,7 @@ class Api:
             shown = [msgspec.json.decode(publication.payload) for publication in page]
             return HistoryOut(channel=channel, epoch=position.epoch, offset=position.offset, messages=shown, more=more)
 
-        @route.post("/api/sessions/disconnect", tags=["sessions"], dependencies=server)
+        @route.post("/api/sessions/disconnect", tags=["sessions"], dependencies=server, responses=SERVER_ERRORS)
         async def disconnect(body: DisconnectIn) -> Disconnected:
             """Close all sessions of a user (and refuse the tokens that they have), or those of one token."""
             if body.token_id is not None:
@@ -323,14 +348,20 @@ class Api:
     def _add_room_routes(self) -> None:
         route, chat, caller = self.router, self.chat, self._caller()
 
-        @route.get("/api/rooms", tags=["rooms"])
+        @route.get("/api/rooms", tags=["rooms"], responses=CALLER_ERRORS)
         async def list_rooms(identity: Annotated[Identity | None, caller]) -> list[RoomOut]:
             """The rooms that the caller may join."""
             rooms = chat.visible_to(None)
             may = (lambda room: True) if identity is None else identity.grants.may_join
             return [_room(info) for info in rooms if may(info.room_id)]
 
-        @route.post("/api/rooms", tags=["rooms"], status_code=201)
+        @route.post(
+            "/api/rooms",
+            tags=["rooms"],
+            status_code=201,
+            responses=CALLER_ERRORS
+            | _errors(_403="the token does not allow this room", _409="it exists", _429="too many rooms"),
+        )
         async def create_room(body: RoomIn, identity: Annotated[Identity | None, caller]) -> RoomOut:
             """Make a room."""
             if identity is not None and not identity.grants.may_join(body.room_id):
@@ -370,7 +401,7 @@ class Api:
 
         if hub.settings.metrics != "off":
 
-            @route.get("/metrics", tags=["health"], response_class=Response)
+            @route.get("/metrics", tags=["health"], response_class=Response, responses=SERVER_ERRORS)
             async def metrics(request: Request, credentials: Credentials) -> Response:
                 """Prometheus metrics. Who may read them is HUBBUB_METRICS (default: loopback)."""
                 self._may_measure(request, credentials)

@@ -55,6 +55,7 @@ class Shared:
         self.turn_bytes = self.settings.turn_bytes
         self.turn_frames = self.settings.turn_frames
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def set_user_timeout(self, sock: socket.socket) -> None:
         """Set TCP_USER_TIMEOUT, unless the listening socket has it: then every connection inherits it."""
@@ -74,7 +75,11 @@ class Shared:
         self.wheel.add(protocol)
         if self._timer is None:
             self.now = self.time()
-            self._timer = self.loop.call_later(self.wheel.step, self.turn)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = self.loop.time() + self.wheel.step
+        self._timer = self.loop.call_at(self._due, self.turn)
 
     def turn(self) -> None:
         """Visit the wheel's next bucket."""
@@ -82,12 +87,24 @@ class Shared:
         wheel = self.wheel
         if self._timer is not None:
             self._timer.cancel()
+        late = self.loop.time() - self._due
+        if late > wheel.period / 4:
+            # The loop stood still (a blocking handler, a stopped process): nobody could be heard for so long, so nobody
+            # was silent or slow in that time. What they said meanwhile is read after this.
+            for protocol in wheel.peers():
+                protocol.excuse(late)
         quiet_since = now - wheel.quiet
         for protocol in wheel.turn():
             if protocol.seen < quiet_since or protocol.partial_since:
                 protocol.visit(now)
         # no connections, no timer: an idle server sleeps
-        self._timer = self.loop.call_later(wheel.step, self.turn) if len(wheel) else None
+        self._timer = None
+        if len(wheel):
+            self._schedule()
+
+    def refused(self, reason: str) -> None:
+        """Count an opening request that was turned away."""
+        self.counters.refused[reason] = self.counters.refused.get(reason, 0) + 1
 
 
 def shared_of(config: Config, server_state: ServerState, app_state: dict[str, Any]) -> Shared:

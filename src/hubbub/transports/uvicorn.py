@@ -11,15 +11,13 @@ and makes the server wait.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Iterable
+from struct import pack
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from hubbub import handshake
@@ -30,6 +28,7 @@ from hubbub.messages import JSON, MSGPACK, Codec
 from hubbub.outbox import Entry, Outbox
 from hubbub.ports import Link, Request, Sink
 from hubbub.transports.conversation import Conversation
+from hubbub.transports.http import HttpProtocol
 from hubbub.transports.shared import shared_of
 
 if TYPE_CHECKING:
@@ -39,81 +38,12 @@ if TYPE_CHECKING:
     from hubbub.batch import Batch
     from hubbub.session import Session
 
-log = logging.getLogger("hubbub.transport")
-
+__all__ = ["HttpProtocol", "WebSocketProtocol"]
 PING_FRAME: Final = b"\x89\x00"
+DROP: Final = pack("ii", 1, 0)
+"""SO_LINGER of 0 seconds: close with a RST, and forget what was not sent."""
 CHUNK: Final = 65_536
 PLAIN_BUFFER: Final = 65_536
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP class, with a deadline for the request's head, and nothing lost at the upgrade."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._shared = shared_of(self.config, self.server_state, self.app_state)
-        seconds = self._shared.settings.handshake_timeout
-        if seconds:
-            self._deadline = self.loop.call_later(seconds, self._late)
-
-    def _late(self) -> None:
-        self._deadline = None
-        self._shared.counters.refused["handshake_timeout"] = (
-            self._shared.counters.refused.get("handshake_timeout", 0) + 1
-        )
-        self.transport.abort()
-
-    def _in_time(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        seconds = self._shared.settings.handshake_timeout
-        if self._deadline is None and seconds:
-            self._deadline = self.loop.call_later(seconds, self._late)
-
-    def on_headers_complete(self) -> None:
-        self._in_time()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._in_time()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self._take_off(data[upgrade.args[0] :])
-            else:
-                self._unsupported_upgrade_warning()
-        except httptools.HttpParserError:
-            # one hostile peer must not fill the log: uvicorn's own class warns here
-            log.debug("invalid HTTP request")
-            self._in_time()
-            self.send_400_response("Invalid HTTP request received.")
-
-    def _take_off(self, rest: bytes) -> None:
-        self._in_time()
-        self.connections.discard(self)
-        protocol = WebSocketProtocol(self.config, self.server_state, self.app_state)
-        protocol.begin(self.transport, self.client, self.server, self.scheme == "https")
-        method = self.scope["method"].encode()
-        url, headers, transport = self.url, self.headers, self.transport
-        if self.scope["http_version"] != "1.1":
-            protocol.refuse(400, b"a WebSocket needs HTTP/1.1")
-        else:
-            protocol.upgrade(method, url, headers, rest)
-        transport.set_protocol(protocol)
-        # parser ↔ protocol is a cycle: break it, so that memory comes back without the collector
-        self.parser = None  # type: ignore[assignment]
-        self.scope = self.headers = self.cycle = None  # type: ignore[assignment]
 
 
 class FastLane:
@@ -234,13 +164,13 @@ class WebSocketProtocol(asyncio.Protocol):
         shared = self.shared
         reason = shared.gate.refuse(shared.open) if shared.gate is not None else None
         if reason is not None:
-            shared.counters.refused[reason] = shared.counters.refused.get(reason, 0) + 1
+            shared.refused(reason)
             return self.refuse(503, b"over capacity, come back later", [(b"retry-after", b"5")])
         try:
             target = handshake.origin_form(url)
             key, subprotocols = handshake.check(method, headers)
         except handshake.BadRequest as bad:
-            shared.counters.refused["bad_request"] = shared.counters.refused.get("bad_request", 0) + 1
+            shared.refused("bad_request")
             return self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
         client, server, tls = self._early
         self._early = rest
@@ -288,12 +218,16 @@ class WebSocketProtocol(asyncio.Protocol):
         settings = self.shared.settings
         self._reader = Reader(settings.message_limit, settings.max_fragments)
         self.seen = self.shared.time()
+        self.shared.set_user_timeout(self.transport.get_extra_info("socket"))
         self.transport.set_write_buffer_limits(high=PLAIN_BUFFER)
         # what the app says in this turn (the first replies of a session) leaves in the same write
         self.out = [response]
         self.shared.loop.call_soon(self.flush)
         self.shared.watch(self)
         if self._early:
+            # a loop may read on before it calls: what came first must be parsed first
+            self._yielding = True
+            self.transport.pause_reading()
             self.shared.loop.call_soon(self._read_early)
 
     def take_over(self, sink: Sink, codec: Codec, max_size: int | None = None) -> None:
@@ -308,7 +242,6 @@ class WebSocketProtocol(asyncio.Protocol):
         # with a limit of 0 the transport says pause_writing() exactly while it holds bytes that the kernel did not take
         transport.set_write_buffer_limits(high=0)
         sock: socket.socket = transport.get_extra_info("socket")
-        self.shared.set_user_timeout(sock)
         if is_ssl(transport):
             return  # bytes must go through the TLS layer
         self.fd = ~sock.fileno()
@@ -327,8 +260,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _read_early(self) -> None:
         early, self._early = self._early, None
-        if early and not self.lost:
+        self._yielding = False
+        if not self.lost:
             self.data_received(early)
+            self._read_on()
 
     # -- reading
 
@@ -375,7 +310,7 @@ class WebSocketProtocol(asyncio.Protocol):
         elif isinstance(self._early, bytes) and not self._closing:
             self._early += data
             if len(self._early) > self.shared.settings.message_limit:
-                self.transport.abort()  # nobody may send before the 101, and so much least of all
+                self.abort()  # nobody may send before the 101, and so much least of all
 
     def _yield_turn(self) -> None:
         """This connection has had its share of this turn: the others first, then the rest."""
@@ -414,7 +349,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._paused:
-            self.transport.abort()  # close() would wait for a flush that may never come
+            self.abort()  # close() would wait for a flush that may never come
+        else:
+            self._abort_later()
         return False
 
     def _control_frame(self, event: Ping | Pong | Close | Violation) -> None:
@@ -509,6 +446,8 @@ class WebSocketProtocol(asyncio.Protocol):
         """A channel's batch for a connection that is not in the plain case."""
         if self._closing or self.lost:
             return
+        if self.out is not None and self.out[0].startswith(b"HTTP/"):
+            self.flush()  # opened in this very turn: nothing goes before the 101
         if batch.excluded is not None and self in batch.excluded:
             opcode = self.lane.codec.opcode
             data = b"".join([frame(opcode, payload) for _, payload in batch.for_link(self, self.lane.codec)])
@@ -582,6 +521,12 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # -- time
 
+    def excuse(self, seconds: float) -> None:
+        """So much of the time that has passed does not count."""
+        self.seen += seconds
+        if self.partial_since:
+            self.partial_since += seconds
+
     def visit(self, now: float) -> None:
         """The heartbeat wheel's turn: is the peer alive, and is its message finished?"""
         if self._closing or self._reader is None:
@@ -598,7 +543,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.shared.counters.heartbeats_lost += 1
             self.code = CloseCode.HEARTBEAT_LOST
             self._write_last(close_frame(CloseCode.HEARTBEAT_LOST, "heartbeat lost"))
-            self.transport.abort()
+            self.abort()
         elif verdict is Verdict.PING and not self._paused:
             self.write(PING_FRAME)
 
@@ -652,10 +597,15 @@ class WebSocketProtocol(asyncio.Protocol):
             self._abort_timer = self.shared.loop.call_later(self.shared.settings.close_timeout, self.abort)
 
     def abort(self) -> None:
-        if not self.lost:
-            self.fd = -1
-            self._closing = True
-            self.transport.abort()
+        if self.lost:
+            return
+        self.fd = -1
+        self._closing = True
+        if self._paused:
+            # what waits in the kernel for a peer that does not read would stay there until TCP gives up: drop it
+            sock: socket.socket = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DROP)
+        self.transport.abort()
 
     def shutdown(self) -> None:
         """uvicorn is stopping: it waits while this connection stays in its set."""
