@@ -83,7 +83,7 @@ class Running:
         self.app = app
         self.port = port
         self.clock = clock
-        self.hubbub = cast(Hubbub, getattr(app.state, "hubbub", None))
+        self.hubbub = cast(Hubbub, getattr(getattr(app, "state", None), "hubbub", None))
 
     @property
     def hub(self) -> Hub:
@@ -123,10 +123,10 @@ class Running:
     @asynccontextmanager
     async def http(self, bearer: str | None = API_KEY) -> AsyncIterator[httpx2.AsyncClient]:
         """An HTTP client of this server, with an API key unless told otherwise."""
-        headers = {"content-type": "application/json"} | ({} if bearer is None else {"authorization": f"Bearer {bearer}"})
-        async with httpx2.AsyncClient(
-            base_url=self.url, headers=headers, trust_env=False, timeout=DEADLINE
-        ) as client:
+        headers = {"content-type": "application/json"} | (
+            {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+        )
+        async with httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=DEADLINE) as client:
             yield client
 
     def advance(self, seconds: float) -> None:

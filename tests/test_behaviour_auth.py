@@ -34,7 +34,7 @@ async def test_each_way_to_bring_a_token(lane: str) -> None:
                 answer = await client.receive()
                 assert answer["type"] == "auth_success"
                 assert answer["user_id"] == "alice"
-                assert answer["heartbeat"] == 25
+                assert answer["heartbeat"] == server.hub.settings.heartbeat_interval
                 assert answer["token_expires"] == server.hubbub.clock.time() + 3600
                 assert client.connection.subprotocol in (None, "hubbub.json"), "a token is never sent back"
         async with server.client() as client:

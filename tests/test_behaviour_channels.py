@@ -236,7 +236,7 @@ async def furnish(server: Running) -> None:
 
 
 async def test_what_is_forbidden_looks_like_what_is_not_there(lane: str) -> None:
-    grants = {"subscribe": ["news"], "publish": ["news"], "rooms": ["general"]}
+    grants: dict[str, Any] = {"subscribe": ["news"], "publish": ["news"], "rooms": ["general"]}
     async with (
         serve(lane, rate_limit=0, user_rate_limit=0) as server,
         server.client("bob") as bob,
@@ -301,7 +301,10 @@ async def test_own_channels_and_the_administrator(lane: str) -> None:
 
 
 async def test_too_many_channels(lane: str) -> None:
-    async with serve(lane, max_channels_per_session=3, max_channels=4, presence_grace=0) as server, server.client("alice") as alice:
+    async with (
+        serve(lane, max_channels_per_session=3, max_channels=4, presence_grace=0) as server,
+        server.client("alice") as alice,
+    ):
         for name in ("a", "b", "c"):
             await alice.ask("subscribe", channel=name)
         assert await alice.refused("subscribe", channel="d") == "too_many"

@@ -76,15 +76,15 @@ async def test_names_that_are_none(lane: str, name: str) -> None:
 
 
 async def test_how_many_rooms(lane: str) -> None:
-    async with serve(lane, max_rooms=5, max_rooms_per_user=2) as server:
-        async with server.client("alice") as alice, server.client("bob") as bob:
-            for name in ("a", "b"):
-                await alice.ask("create_room", room_id=name)
-            assert await alice.refused("create_room", room_id="a") == "conflict"
-            assert await alice.refused("create_room", room_id="c") == "too_many"
-            await bob.ask("create_room", room_id="c")
-            server.hubbub.create_room("d")  # the server itself has no such limit, but for the one of all
-            assert await bob.refused("create_room", room_id="e") == "too_many"
+    limits: dict[str, Any] = {"max_rooms": 5, "max_rooms_per_user": 2}
+    async with serve(lane, **limits) as server, server.client("alice") as alice, server.client("bob") as bob:
+        for name in ("a", "b"):
+            await alice.ask("create_room", room_id=name)
+        assert await alice.refused("create_room", room_id="a") == "conflict"
+        assert await alice.refused("create_room", room_id="c") == "too_many"
+        await bob.ask("create_room", room_id="c")
+        server.hubbub.create_room("d")  # the server itself has no such limit, but for the one of all
+        assert await bob.refused("create_room", room_id="e") == "too_many"
 
 
 async def test_the_room_endpoint(lane: str) -> None:
@@ -255,28 +255,31 @@ async def test_typing(lane: str) -> None:
 
 
 async def test_each_mark_fades_in_its_own_time(lane: str) -> None:
-    async with serve(lane) as server, server.client("bob") as bob, server.client("alice") as alice:
-        async with server.client("carol") as carol:
-            for client in (bob, alice, carol):
-                await joined(client)
-            await carol.drained()
-            await alice.send("typing")
-            await carol.expect("typing", user_id="alice", active=True)
-            server.advance(0.5)
-            await alice.send("typing")  # until 5.5
-            await alice.drained()
-            server.advance(4)
-            await bob.send("typing")  # until 9.5
-            await carol.expect("typing", user_id="bob", active=True)
-            server.advance(0.6)  # 5.1: alice's first mark is due, but there is a newer one
-            await carol.nothing_more()
-            server.advance(0.6)  # 5.7
-            assert await carol.receive() == {
-                "type": "typing", "room_id": "general", "user_id": "alice", "active": False
-            }  # fmt: skip
-            await carol.nothing_more()
-            server.advance(4)
-            assert (await carol.receive())["user_id"] == "bob"
+    async with (
+        serve(lane) as server,
+        server.client("bob") as bob,
+        server.client("alice") as alice,
+        server.client("carol") as carol,
+    ):
+        for client in (bob, alice, carol):
+            await joined(client)
+        await carol.drained()
+        await alice.send("typing")
+        await carol.expect("typing", user_id="alice", active=True)
+        server.advance(0.5)
+        await alice.send("typing")  # until 5.5
+        await alice.drained()
+        server.advance(4)
+        await bob.send("typing")  # until 9.5
+        await carol.expect("typing", user_id="bob", active=True)
+        server.advance(0.6)  # 5.1: alice's first mark is due, but there is a newer one
+        await carol.nothing_more()
+        server.advance(0.6)  # 5.7
+        faded = {"type": "typing", "room_id": "general", "user_id": "alice", "active": False}
+        assert await carol.receive() == faded
+        await carol.nothing_more()
+        server.advance(4)
+        assert (await carol.receive())["user_id"] == "bob"
 
 
 async def test_a_large_room_is_told_counts(lane: str) -> None:

@@ -30,23 +30,26 @@ async def test_connections_in_all(lane: str) -> None:
 
 
 async def test_connections_of_a_user(lane: str) -> None:
-    async with serve(lane, max_connections_per_user=2) as server:
-        async with server.client("alice") as first, server.client("alice"):
+    async with (
+        serve(lane, max_connections_per_user=2) as server,
+        server.client("alice") as first,
+        server.client("alice"),
+    ):
+        async with server.client() as third:
+            answer = await third.ask("auth", token=server.token("alice"))
+            assert (answer["code"], answer["retry_after"]) == ("too_many", 30)
+            assert await third.closed() == 4429
+        async with server.client(path=f"/ws?token={server.token('alice')}") as fourth:
+            assert (await fourth.receive())["code"] == "too_many"
+            assert await fourth.closed() == 4429
+        async with server.client("bob"):
+            pass
+        # a reconnect takes the place of its own ghost
+        async with server.client("alice", session=first.session) as again:
+            assert await first.closed() == 4409
             async with server.client() as third:
-                answer = await third.ask("auth", token=server.token("alice"))
-                assert (answer["code"], answer["retry_after"]) == ("too_many", 30)
-                assert await third.closed() == 4429
-            async with server.client(path=f"/ws?token={server.token('alice')}") as fourth:
-                assert (await fourth.receive())["code"] == "too_many"
-                assert await fourth.closed() == 4429
-            async with server.client("bob"):
-                pass
-            # a reconnect takes the place of its own ghost
-            async with server.client("alice", session=first.session) as again:
-                assert await first.closed() == 4409
-                async with server.client() as third:
-                    assert await third.refused("auth", token=server.token("alice")) == "too_many"
-                await again.nothing_more()
+                assert await third.refused("auth", token=server.token("alice")) == "too_many"
+            await again.nothing_more()
 
 
 async def test_connections_of_an_address(lane: str) -> None:
@@ -64,7 +67,11 @@ async def test_connections_of_an_address(lane: str) -> None:
 
 
 async def test_message_size(lane: str) -> None:
-    async with serve(lane, max_message_size=1000) as server, server.client("alice") as alice, server.client("n") as other:
+    async with (
+        serve(lane, max_message_size=1000) as server,
+        server.client("alice") as alice,
+        server.client("n") as other,
+    ):
         message = {"type": "ping", "x": ""}
         message["x"] = "x" * (1000 - len(json.dumps(message)))
         await alice.send_raw(json.dumps(message))
@@ -191,7 +198,7 @@ async def test_slow_readers_by_policy(lane: str) -> None:
     count = 300
     async with serve(lane, **settings) as server, server.client("quick") as quick:
         for channel in ("cut:1", "old:1", "new:1"):
-            async with server.client("slow", compression=None) as slow:
+            async with server.client("slow", compression=None, close_timeout=0.2) as slow:
                 await slow.ask("subscribe", channel=channel)
                 await quick.ask("subscribe", channel=channel)
                 slow.connection.transport.pause_reading()
@@ -225,7 +232,11 @@ async def test_slow_readers_by_policy(lane: str) -> None:
 async def test_a_reader_that_never_reads_is_let_go(lane: str) -> None:
     """It answers no close frame either; its session ends all the same, within the close timeout."""
     settings: dict[str, Any] = {"outbox_bytes": 200_000, "close_timeout": 0.2, "channels": SLOW}
-    async with serve(lane, **settings) as server, server.client("quick") as quick, server.client("slow", compression=None) as slow:
+    async with (
+        serve(lane, **settings) as server,
+        server.client("quick") as quick,
+        server.client("slow", compression=None, close_timeout=0.2) as slow,
+    ):
         await slow.ask("subscribe", channel="cut:1")
         await quick.ask("subscribe", channel="cut:1")
         slow.connection.transport.pause_reading()
@@ -239,7 +250,11 @@ async def test_a_reader_that_never_reads_is_let_go(lane: str) -> None:
 async def test_a_reader_that_falls_behind_in_time(lane: str, burst: bool) -> None:
     """HUBBUB_OUTBOX_SECONDS, whether its backlog came over time or in a single turn."""
     settings: dict[str, Any] = {"outbox_bytes": 1 << 30, "outbox_seconds": 10, "channels": SLOW, "close_timeout": 0.2}
-    async with serve(lane, **settings) as server, server.client("quick") as quick, server.client("slow", compression=None) as slow:
+    async with (
+        serve(lane, **settings) as server,
+        server.client("quick") as quick,
+        server.client("slow", compression=None, close_timeout=0.2) as slow,
+    ):
         await slow.ask("subscribe", channel="cut:1")
         await quick.ask("subscribe", channel="cut:1")
         slow.connection.transport.pause_reading()

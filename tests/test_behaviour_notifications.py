@@ -49,7 +49,9 @@ async def test_to_one_to_many_on_all_devices(lane: str) -> None:
         for client in (phone, laptop, bob):
             assert (await client.receive())["data"]["id"] == answer.json()["id"]
             await client.nothing_more()  # once
-        assert (await http.post(SEND, json={"user_id": "nobody", "title": "t", "message": "m"})).json()["delivered"] == 0
+        assert (await http.post(SEND, json={"user_id": "nobody", "title": "t", "message": "m"})).json()[
+            "delivered"
+        ] == 0
         assert await stranger.refused("ping") == "authentication_required"  # and it had got nothing before
 
 
@@ -170,7 +172,11 @@ async def test_who_may_call(lane: str, method: str, path: str, body: Any) -> Non
                 if status == 401:
                     assert answer.headers["www-authenticate"] == "Bearer"
                 if status != 200:
-                    assert answer.json()["error"]["code"] in ("forbidden", "authentication_failed", "authentication_required")
+                    assert answer.json()["error"]["code"] in (
+                        "forbidden",
+                        "authentication_failed",
+                        "authentication_required",
+                    )
                     assert bearer not in answer.text
         async with server.http(bearer=None) as http:
             assert (await http.request(method, path, json=body)).status_code == 401

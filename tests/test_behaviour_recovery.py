@@ -43,7 +43,7 @@ async def recover(server: Running, channel: str, offset: int, epoch: str | None 
 
 
 async def test_recovery_table(lane: str) -> None:
-    refused = (False, [], True)
+    refused: tuple[bool, list[int], bool] = (False, [], True)
     async with serve(lane, channels=CHANNELS, recovery_limit=20) as server:
         async with server.client("alice") as client:
             fresh = await client.ask("subscribe", channel="empty")
@@ -81,24 +81,26 @@ async def test_recovery_table(lane: str) -> None:
 
 
 async def test_recovery_of_a_room(lane: str) -> None:
-    async with serve(lane, channels={"room:*": ChannelOptions(history_size=3)}) as server:
-        async with server.client("alice") as alice:
-            position = (await alice.ask("join_room", room_id="general"))["position"]
-            async with server.client("bob", path="/ws/chat/general") as bob:
-                for text in ("one", "two"):
-                    await bob.ask("chat_message", message=text)
-            async with server.client("alice") as again:
-                back = await again.ask("join_room", room_id="general", since=position)
-                assert back["recovered"] is True
-                assert [m["data"]["message"] for m in back["messages"]] == ["one", "two"]
-                assert [m["data"]["id"] for m in back["messages"]] == [1, 2]
-                assert back["position"]["offset"] == 2
-                for text in ("three", "four"):
-                    await again.ask("chat_message", room_id="general", message=text)
-                lost = await again.ask("join_room", room_id="general", since=position)
-                assert (lost["recovered"], lost["messages"]) == (False, [])
-                gap = await again.receive()
-                assert gap == {"type": "gap", "channel": "room:general", **lost["position"]}
+    async with (
+        serve(lane, channels={"room:*": ChannelOptions(history_size=3)}) as server,
+        server.client("alice") as alice,
+    ):
+        position = (await alice.ask("join_room", room_id="general"))["position"]
+        async with server.client("bob", path="/ws/chat/general") as bob:
+            for text in ("one", "two"):
+                await bob.ask("chat_message", message=text)
+        async with server.client("alice") as again:
+            back = await again.ask("join_room", room_id="general", since=position)
+            assert back["recovered"] is True
+            assert [m["data"]["message"] for m in back["messages"]] == ["one", "two"]
+            assert [m["data"]["id"] for m in back["messages"]] == [1, 2]
+            assert back["position"]["offset"] == 2
+            for text in ("three", "four"):
+                await again.ask("chat_message", room_id="general", message=text)
+            lost = await again.ask("join_room", room_id="general", since=position)
+            assert (lost["recovered"], lost["messages"]) == (False, [])
+            gap = await again.receive()
+            assert gap == {"type": "gap", "channel": "room:general", **lost["position"]}
 
 
 class Reader:

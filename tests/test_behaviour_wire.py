@@ -14,7 +14,7 @@ from tests.support import BOTH_LANES, Client, serve
 
 pytestmark = BOTH_LANES
 pack = msgspec.msgpack.encode
-OFF = {"rate_limit": 0, "user_rate_limit": 0, "abuse_limit": 0}
+OFF: dict[str, Any] = {"rate_limit": 0, "user_rate_limit": 0, "abuse_limit": 0}
 
 
 async def test_json_and_msgpack_clients_see_the_same(lane: str) -> None:
@@ -85,7 +85,17 @@ NOT_JSON = [
     '{"type":"ping",}', '{"type":"publish","channel":"news","data":' + "[" * DEEP + "]" * DEEP + "}",
     '{"type":"publish","channel":"news","data":[1,}',
 ]  # fmt: skip
-WRONG_JSON = ["null", "1", '"ping"', "[]", '[{"type":"ping"}]', "{}", '{"type":1}', '{"type":null}', '{"type":["ping"]}']
+WRONG_JSON = [
+    "null",
+    "1",
+    '"ping"',
+    "[]",
+    '[{"type":"ping"}]',
+    "{}",
+    '{"type":1}',
+    '{"type":null}',
+    '{"type":["ping"]}',
+]
 BAD_DATA = [
     "NaN", "Infinity", "-Infinity", "1e999", "-1e999", LONE, f"[{LONE}]", f"{{{LONE}:1}}", "1" * 30, "1" * 5000,
     "-" + "9" * 20, str(2**64), "01", "+1", ".5", "tru", "'a'", '"\n"', '"\\x41"', '{"a":1,}', "[" * 20_000 + "]" * 20_000,
@@ -161,7 +171,7 @@ BAD_VALUES = {
 
 
 async def test_bad_msgpack(lane: str) -> None:
-    options = {"subprotocols": ["hubbub.msgpack"]}
+    options: dict[str, Any] = {"subprotocols": ["hubbub.msgpack"]}
     async with serve(lane, **OFF, max_message_size=1 << 20) as server, server.client("n") as neighbour:
         await neighbour.ask("subscribe", channel="news")
         async with server.client("a", **options) as client:
@@ -188,7 +198,7 @@ async def test_colliding_integer_keys_cost_nothing(lane: str, field: str) -> Non
         "since": b"\x83\xa4type\xa9subscribe\xa7channel\xa4news\xa5since" + bomb,
         "bare": bomb,
     }
-    options = {"subprotocols": ["hubbub.msgpack"]}
+    options: dict[str, Any] = {"subprotocols": ["hubbub.msgpack"]}
     async with serve(lane, **OFF, max_message_size=1 << 20) as server, server.client("a", **options) as client:
         await client.nothing_more()
         began = time.perf_counter()
@@ -202,7 +212,11 @@ FIELDS: dict[str, dict[str, tuple[bool, Any, list[Any]]]] = {
     "auth": {"token": (True, "t", [1, None, []]), "session": (False, None, [1, "x" * 65])},
     "subscribe": {
         "channel": (True, "news", [1, None, "x" * 129]),
-        "since": (False, None, [1, "x", [], {}, {"epoch": "e"}, {"epoch": 1, "offset": 1}, {"epoch": "e", "offset": -1}]),
+        "since": (
+            False,
+            None,
+            [1, "x", [], {}, {"epoch": "e"}, {"epoch": 1, "offset": 1}, {"epoch": "e", "offset": -1}],
+        ),
         "presence": (False, False, [1, None, "true"]),
     },
     "unsubscribe": {"channel": (True, "news", [1, None])},
@@ -252,7 +266,8 @@ async def test_each_field_missing_or_wrong(lane: str, packed: bool) -> None:
                     assert (answer["type"], answer["code"]) == ("error", "invalid_message"), (kind, case, answer)
                     wanted = f"missing required field `{name}`" if name not in case else f"`$.{name}"
                     assert wanted in answer["message"], (kind, case, answer)
-            for ref in (1, [], "x" * 65):
+            refs: list[Any] = [1, [], "x" * 65]
+            for ref in refs:
                 await client.send(kind, **{**good, "ref": ref})
                 answer = await client.receive()
                 assert (answer["code"], "`$.ref`" in answer["message"]) == ("invalid_message", True)
@@ -322,4 +337,6 @@ async def test_bad_bodies_over_http(lane: str) -> None:
                 answer = await http.post(path, content=form % data)
                 assert answer.status_code in (400, 422), (path, data[:40], answer.text[:200])
         assert (await http.get("/api/channels/news/history")).json()["messages"] == []
-        assert (await http.post("/api/publish", content=b'{"channel":"news","data":"' + b"x" * (1 << 20))).status_code == 413
+        assert (
+            await http.post("/api/publish", content=b'{"channel":"news","data":"' + b"x" * (1 << 20))
+        ).status_code == 413

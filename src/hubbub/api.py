@@ -437,9 +437,11 @@ class Api:
     def _add_dev_routes(self) -> None:
         hub = self.hub
 
-        @self.router.post("/api/dev/login", tags=["development"])
-        async def dev_login(body: LoginIn) -> LoginOut:
-            """A token for a name, without a password. Only in development mode."""
+        @self.router.post("/api/dev/login", tags=["development"], responses=_errors(_403="from elsewhere"))
+        async def dev_login(body: LoginIn, request: Request) -> LoginOut:
+            """A token for a name, without a password. Only in development mode, and only from this machine."""
+            if not _is_loopback(request):
+                raise ClientError(ErrorCode.FORBIDDEN, "development mode serves its own machine only")
             if not valid_user_id(body.name):
                 raise ClientError(ErrorCode.INVALID_MESSAGE, "this is no name")
             token = issue_token(

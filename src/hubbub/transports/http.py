@@ -61,6 +61,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._shared.refused("handshake_timeout")
             self.transport.abort()
 
+    def shutdown(self) -> None:
+        """The server stops: a request that is under way may end, unless it is the peer who does not let it."""
+        super().shutdown()
+        self.loop.call_later(self._shared.settings.close_timeout, self._let_go)
+
+    def _let_go(self) -> None:
+        if not self._in_head or self.flow.write_paused or self.transport.is_closing():
+            self.transport.abort()
+
     # -- what the parser calls
 
     def on_message_begin(self) -> None:

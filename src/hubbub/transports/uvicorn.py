@@ -601,7 +601,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self.fd = -1
         self._closing = True
-        if self._paused:
+        if self._paused or self._abort_timer is not None:
             # what waits in the kernel for a peer that does not read would stay there until TCP gives up: drop it
             sock: socket.socket = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DROP)

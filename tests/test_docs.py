@@ -1,0 +1,347 @@
+"""The documentation says what the code does: messages, codes, settings, links and the code in it are compared with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from fastapi import FastAPI
+
+from hubbub import messages
+from hubbub.commands import publication_of
+from hubbub.errors import HTTP_STATUS, CloseCode, ErrorCode
+from hubbub.messages import ClientMessage, Inbox, ServerMessage
+from hubbub.metrics import Metrics
+from hubbub.settings import ChannelOptions, Settings
+from tests.support import API_KEY, SECRET, running
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "bench/README.md")
+]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+
+named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def section(text: str, heading: str, level: int = 2) -> str:
+    """What stands under a heading, up to the next of its level or above."""
+    mark = "#" * level
+    found = re.search(rf"^{mark} {re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"there is no heading {mark} {heading}"
+    return found[1]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of the tables in a text, without their heads; cells are stripped."""
+    lines = re.findall(r"^\|(.+)\|$", text, re.MULTILINE)
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    heads = {index - 1 for index, row in enumerate(cells) if set("".join(row)) <= {"-"} and index}
+    return [row for index, row in enumerate(cells) if index not in heads and not set("".join(row)) <= {"-"}]
+
+
+def code_names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# -- the wire protocol -----------------------------------------------------------------------------------------------
+
+Fields = dict[str, set[str]]
+
+
+def structs(base: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    for struct in base.__subclasses__():
+        if struct.__struct_config__.tag is not None and struct.__struct_config__.tag != struct.__name__:
+            yield struct
+        yield from structs(struct)
+
+
+def fields_of(base: type[msgspec.Struct]) -> Fields:
+    """Message type → the fields that its structs have on the wire, but for ``ref``."""
+    found: Fields = {}
+    for struct in structs(base):
+        found.setdefault(str(struct.__struct_config__.tag), set()).update(struct.__struct_encode_fields__)
+    return {kind: fields - {"ref"} for kind, fields in found.items()}
+
+
+CLIENT = fields_of(ClientMessage)
+SERVER = fields_of(ServerMessage)
+# written by hand for speed, so no struct has them
+SERVER["publication"] = set(
+    json.loads(publication_of("c", b"1", ChannelOptions(), key="k", user="u").head + b"1" + b"}")
+) | {"data", "user_id", "key"} - {"type"}
+SERVER["publication"] -= {"type"}
+SERVER["message"] = {"room_id", "data"}
+SERVER["notification"] |= {"offset"}
+
+SIDES = [("Client → server", CLIENT), ("Server → client", SERVER)]
+both_sides = pytest.mark.parametrize(("heading", "known"), SIDES, ids=["client", "server"])
+
+
+def test_the_hand_written_messages_have_the_fields_that_the_docs_are_compared_with() -> None:
+    publication = publication_of("c", b"1", ChannelOptions(), key="k", user="u")
+    publication.offset = 7
+    assert set(json.loads(publication.payload)) == SERVER["publication"] | {"type"}
+
+
+@both_sides
+def test_every_message_is_described_and_every_described_message_exists(heading: str, known: Fields) -> None:
+    described = re.findall(r"^### `(\w+)`$", section(PROTOCOL, heading), re.MULTILINE)
+    assert sorted(described) == sorted(known)
+
+
+@both_sides
+def test_every_field_is_described_and_every_described_field_exists(heading: str, known: Fields) -> None:
+    side = section(PROTOCOL, heading)
+    described = {
+        kind: {name for row in rows(section(side, f"`{kind}`", 3)) for name in code_names(row[0])} for kind in known
+    }
+    assert described == known
+
+
+@both_sides
+def test_every_example_is_a_message_of_its_kind(heading: str, known: Fields) -> None:
+    side = section(PROTOCOL, heading)
+    client = Inbox(cast(Any, list(structs(ClientMessage))))
+    for kind, fields in known.items():
+        examples = blocks(section(side, f"`{kind}`", 3), "json")
+        assert examples, f"{kind} has no example"
+        for example in examples:
+            message = json.loads(example)
+            assert message["type"] == kind
+            assert set(message) - {"type", "ref"} <= fields, example
+            if known is CLIENT:
+                client.decode(example)
+
+
+def test_server_examples_fit_the_structs() -> None:
+    side = section(PROTOCOL, "Server → client")
+    for struct in structs(ServerMessage):
+        kind = str(struct.__struct_config__.tag)
+        if struct is not messages.Ack and kind != "ack":
+            for example in blocks(section(side, f"`{kind}`", 3), "json"):
+                msgspec.json.decode(example, type=struct)
+
+
+def test_client_defaults_and_bounds_are_described() -> None:
+    """Required fields are called so, and no others."""
+    side = section(PROTOCOL, "Client → server")
+    for struct in structs(ClientMessage):
+        required = {field.encode_name for field in msgspec.structs.fields(struct) if field.required}
+        table = rows(section(side, f"`{struct.__struct_config__.tag}`", 3))
+        assert {code_names(row[0])[0] for row in table if row[2] == "required"} == required
+
+
+def test_every_error_code_is_described_with_its_http_status() -> None:
+    described = {code_names(row[0])[0]: int(row[2]) for row in rows(section(PROTOCOL, "Errors"))}
+    assert described == {str(code): HTTP_STATUS[code] for code in ErrorCode}
+
+
+def test_every_close_code_is_described_with_whether_to_come_back() -> None:
+    described = {int(row[0]): row[2].startswith("yes") for row in rows(section(PROTOCOL, "Close codes"))}
+    assert described == {int(code): code.comes_back for code in CloseCode}
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_tables_are_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "settings-table"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@named
+def test_every_named_setting_exists(page: Path) -> None:
+    known = {f"HUBBUB_{name.upper()}" for name in Settings.model_fields} | {"HUBBUB_CHROMIUM"}
+    for name, more in re.findall(r"\b(HUBBUB_[A-Z_]+[A-Z])(…?)", page.read_text()):
+        found = any(one.startswith(name) for one in known) if more else name in known
+        assert found, f"{page.name} names {name}"
+
+
+def number(text: str) -> float:
+    """``1,024``, ``64 KiB``, ``10 s``, ``20/s`` as a number."""
+    digits, unit = re.match(r"([\d,.]*\d)\s*(KiB|MiB)?", text).groups()  # type: ignore[union-attr]  # matched before
+    return float(digits.replace(",", "")) * {"KiB": 1 << 10, "MiB": 1 << 20, None: 1}[unit]
+
+
+def default_of(setting: str) -> float:
+    return float(Settings.model_fields[setting.removeprefix("HUBBUB_").lower()].default)
+
+
+@named
+def test_named_defaults_are_the_defaults(page: Path) -> None:
+    """``10 s (`HUBBUB_AUTH_TIMEOUT`)`` is true."""
+    pattern = r"(\d[\d,.]*)(?: (KiB|MiB|\w+)|/s)?(?: \w+){0,2}\s\(`(HUBBUB_\w+)`\)"
+    for digits, unit, setting in re.findall(pattern, page.read_text()):
+        said = number(f"{digits} {unit}" if unit in ("KiB", "MiB") else digits)
+        assert said == default_of(setting), f"{page.name}: {setting} is {default_of(setting)}, not {digits} {unit}"
+
+
+def test_the_limits_in_the_protocol_are_the_defaults() -> None:
+    for what, settings, values, _ in rows(section(PROTOCOL, "Limits")):
+        said = [number(value) for value in values.split(", ")]
+        assert said == [default_of(name) for name in code_names(settings)], what
+
+
+# -- links, commands, modules, metrics -------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub links to them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@named
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target}: there is no such file"
+        if anchor:
+            assert anchor in anchors(file), f"{target}: there is no such heading"
+
+
+@named
+def test_the_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in re.findall(r"`make ([a-z]+)[^`]*`", page.read_text()):
+        assert command in targets, f"{page.name} names `make {command}`"
+    for script in re.findall(r"\b(scripts/[\w-]+)", page.read_text()):
+        assert (ROOT / script).exists(), f"{page.name} names {script}"
+
+
+def test_every_module_is_described() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    house = ROOT / "src" / "hubbub"
+    modules = {str(path.relative_to(house)) for path in house.rglob("*.py") if path.stem != "__init__"}
+    described = set(re.findall(r"`((?:\w+/)?\w+\.py)`", section(text, "The floors")))
+    assert described == modules
+
+
+def test_every_metric_is_described() -> None:
+    table = section((ROOT / "docs" / "operations.md").read_text(), "Metrics")
+    described = {name.removesuffix("_total") for row in rows(table) for name in code_names(row[0])}
+    families = Metrics().families(
+        active=0, users=0, channels=0, behind=0, received={}, deliveries=0, batches=0, publications=0,
+        history_bytes=0, below={},
+    )  # fmt: skip
+    assert described == {family.name for family in families}
+
+
+@named
+def test_nothing_names_the_machine_it_was_written_on(page: Path) -> None:
+    assert not re.search(r"/(work|root|home|tmp)/", page.read_text())
+
+
+# -- the code in it --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a block of code as a module of its own; returns its names."""
+    monkeypatch.setenv("HUBBUB_DATA_DIR", str(tmp_path))
+
+    def run(code: str) -> dict[str, Any]:
+        namespace: dict[str, Any] = {"__name__": "block"}
+        exec(compile(code, "<block>", "exec", dont_inherit=True), namespace)
+        return namespace
+
+    return run
+
+
+@pytest.mark.anyio
+async def test_the_readme_example_works(run: Any) -> None:
+    (code,) = blocks((ROOT / "README.md").read_text(), "python")
+    names = run(code)
+    async with (
+        running(app=names["app"]) as server,
+        server.client("alice", grants={"subscribe": (), "publish": ()}) as alice,
+    ):
+        await alice.send("subscribe", channel="orders:7")
+        await alice.expect("subscribed")
+        async with server.http() as backend:
+            answer = await backend.post("/orders/7/ship", params={"customer": "alice"})
+        assert answer.json() == {"offset": 1, "devices": 1}
+        assert (await alice.expect("publication"))["data"] == {"status": "shipped"}
+        assert (await alice.expect("notification"))["data"]["title"] == "Shipped"
+        assert await alice.refused("publish", channel="orders:7", data=1) == "forbidden"
+
+
+def test_the_readme_example_is_the_one_in_examples() -> None:
+    """Each of its statements but the app's own lines stands in examples/chat.py too."""
+    (code,) = blocks((ROOT / "README.md").read_text(), "python")
+    example = (ROOT / "examples" / "chat.py").read_text()
+    for line in code.splitlines():
+        if line.startswith(("from ", "@app", "async def ", "    ")):
+            assert line in example, line
+
+
+@pytest.mark.anyio
+async def test_the_example_works(run: Any) -> None:
+    names = run((ROOT / "examples" / "chat.py").read_text())
+    async with running(app=names["app"]) as server:
+        async with server.http(None) as client:
+            token = (await client.post("/login", json={"name": "alice"})).json()["token"]
+        async with server.client(path=f"/ws?token={token}") as alice:
+            await alice.expect("auth_success", user_id="alice")
+            await alice.send("subscribe", channel="orders:7")
+            await alice.expect("subscribed")
+            async with server.http() as backend:
+                await backend.post("/orders/7/ship", params={"customer": "alice"})
+            await alice.expect("publication", channel="orders:7")
+            await alice.expect("notification")
+
+
+GUIDE = blocks((ROOT / "docs" / "guide.md").read_text(), "python")
+
+
+@pytest.mark.parametrize("code", GUIDE, ids=lambda code: str(GUIDE.index(code)))
+def test_the_guide_s_code_runs(run: Any, code: str) -> None:
+    names = run(code)
+    assert isinstance(names["app"], FastAPI)
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value()
+
+
+@pytest.mark.anyio
+async def test_the_guide_s_requests_work_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the guide's own client and backend send: query parameters, and a chat message without a room."""
+    async with running() as server, server.client("alice") as alice:
+        await alice.send("chat_message", message="Hello World")
+        assert (await alice.receive())["type"] == "message"
+        async with server.http(API_KEY) as backend:
+            params = {"user_id": "alice", "title": "Shipped", "message": "On its way"}
+            sent = await backend.post("/api/notifications/send", params=params)
+            assert sent.json()["status"] == "sent"
+            everybody = await backend.post("/api/notifications/broadcast", params={"title": "T", "message": "M"})
+            assert everybody.json()["status"] == "broadcasted"
+        assert (await alice.expect("notification"))["data"]["notification_type"] == "info"
+        await alice.expect("broadcast_notification")
+
+
+def test_the_settings_page_s_command_line_makes_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    (channels,) = re.findall(r"HUBBUB_CHANNELS='(.+)'", text)
+    monkeypatch.setenv("HUBBUB_CHANNELS", channels)
+    monkeypatch.setenv("HUBBUB_SECRET", SECRET)
+    assert Settings().channels["ticks:*"].slow == "conflate"
