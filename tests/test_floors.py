@@ -31,9 +31,6 @@ MAY_SEE: dict[str, tuple[str, ...]] = {
     "features": ("vocabulary", "core", "ports", "runtime"),
     "entry points": tuple(FLOORS),
 }
-EXCEPTIONS = {
-    ("messages", "frames"),  # two numbers, the opcodes of its codecs
-}
 NOT_IN_THE_CORE = {"asyncio", "socket", "time", "random", "threading", "select", "uvloop"}
 
 
@@ -81,8 +78,6 @@ def ours(path: Path) -> set[str]:
 def test_imports_keep_to_the_floors(module: str) -> None:
     floor = floor_of(module)
     for other in ours(MODULES[module]) - {"__init__"}:
-        if (module, other) in EXCEPTIONS:
-            continue
         assert floor_of(other) in MAY_SEE[floor], f"{module} ({floor}) imports {other} ({floor_of(other)})"
         if floor in ("features", "adapters") and other != module and "." in other:
             assert other.split(".")[0] == module.split(".")[0] == "transports", (

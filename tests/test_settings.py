@@ -65,7 +65,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("DEV", "perhaps", "boolean"),
     ("CHANNELS", '{"a": {"slow": "never"}}', "disconnect"),
     ("CHANNELS", '{"a": {"history_siez": 1}}', "Extra inputs"),
-    ("CHANNELS", '{"a": {"history_ttl": 0}}', "greater than 0"),
+    ("CHANNELS", '{"a": {"history_ttl": 0}}', "greater than or equal"),
     ("CHANNELS", "{", "CHANNELS"),
     ("TURN_FRAMES", "0", "greater"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -29,6 +30,7 @@ from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import JSON, NotificationType, Position, plain_data
 from hubbub.ports import Broker, Clock
+from hubbub.redaction import RedactTokens
 from hubbub.settings import ChannelOptions, Settings, load_settings
 
 STATIC = Path(__file__).parent / "static"
@@ -91,7 +93,14 @@ class Hubbub:
             self.install(app)
 
     def install(self, app: FastAPI) -> None:
-        """Add the routes to an app, and start and stop with it."""
+        """Add the routes to an app, and start and stop with it.
+
+        :raises ConfigurationError: the app has a route of its own where one of these would be.
+        """
+        taken = {getattr(route, "path", None) for route in app.router.routes}
+        for path in ("/ws", "/ws/chat/{room_id}", "/health", "/metrics"):
+            if self.prefix + path in taken:
+                raise ConfigurationError(f"the app has a route {self.prefix + path} already: give Hubbub a prefix=")
         api = Api(self.hub, self.chat, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
         app.add_exception_handler(ClientError, _client_error)
@@ -108,6 +117,7 @@ class Hubbub:
 
         @asynccontextmanager
         async def lifespan(inner: Any) -> AsyncIterator[Mapping[str, Any]]:
+            _redact_server_logs()
             async with original(inner) as state:
                 await self.hub.ensure_started()
                 try:
@@ -240,6 +250,14 @@ async def _client_error(request: Request, error: Exception) -> Response:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": {"code": str(error.code), "message": error.message}}, status, headers)
+
+
+def _redact_server_logs() -> None:
+    """Servers log the paths of WebSockets, and ?token= is in them."""
+    for name in ("uvicorn.error", "uvicorn.access", "hypercorn.access", "hypercorn.error"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, RedactTokens) for each in logger.filters):
+            logger.addFilter(RedactTokens())
 
 
 def _transport_counters() -> Any:

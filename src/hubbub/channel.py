@@ -123,6 +123,13 @@ class Fanout:
         else:
             self._slice(channel, batch)
 
+    def catch_up(self, channel: Channel, link: Link) -> None:
+        """Write what is still on its way to one link now, before it is told a later position."""
+        for slices in channel.waiting:
+            if link not in slices.gone and any(link in links for lane, links in slices.lanes if lane is link.lane):
+                link.lane.deliver((link,), slices.batch, False)
+                slices.gone.add(link)
+
     def everyone(self, batch: Batch, lanes: Iterable[tuple[Lane, list[Link]]]) -> None:
         """Write a batch to links that are in no channel together (a broadcast)."""
         self._slices.append(_Slices(None, batch, lanes))

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ def serve(
     from hubbub.app import create_app, ensure_secret
     from hubbub.settings import load_settings
 
+    _warn_of_unknown(os.environ)
     loopback = _is_loopback(host)
     if dev is None:
         dev = loopback and os.environ.get("HUBBUB_DEV", "1").lower() not in ("0", "false", "no", "off")
@@ -98,9 +100,15 @@ def _run(config: Config, *, gc_freeze: bool, tcp_user_timeout: float, dev: bool)
     # uvicorn raises the signal again once it has shut down; then there is nothing left to end
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    listener = config.bind_socket()
+    try:
+        listener = config.bind_socket()
+    except SystemExit:
+        raise ConfigurationError(
+            f"cannot listen on {config.host}:{config.port}: taken, or not allowed; use another --port"
+        ) from None
     if tcp_user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(tcp_user_timeout * 1000))
+    listener.listen(config.backlog)  # whoever reads the next line may connect
     name = f"{'https' if config.is_ssl else 'http'}://{config.host}:{listener.getsockname()[1]}"
     typer.echo(
         f"Hubbub listens on {name}" + ("  (development mode: anybody may log in by name)" if dev else ""), err=True
@@ -122,7 +130,7 @@ def token(
 ) -> None:
     """Print a token (JWT) for a user, signed with HUBBUB_SECRET (or the development secret of the data directory)."""
     from hubbub.app import ensure_secret
-    from hubbub.auth import issue_token
+    from hubbub.auth import issue_token, valid_user_id
     from hubbub.settings import load_settings
 
     settings = load_settings()
@@ -133,6 +141,8 @@ def token(
                 f"{settings.data_dir} yet (`hubbub serve` makes one)"
             )
         settings = ensure_secret(settings.model_copy(update={"dev": True, "public_key": None}))
+    if not valid_user_id(user):
+        raise ConfigurationError("a user's id has 1 to 128 characters, and no control characters")
     made = issue_token(
         settings,
         user,
@@ -144,6 +154,19 @@ def token(
         rooms=tuple(room) if room else None,
     )
     typer.echo(made)
+
+
+def _warn_of_unknown(environment: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored without a word."""
+    from difflib import get_close_matches
+
+    from hubbub.settings import Settings
+
+    known = [f"HUBBUB_{name.upper()}" for name in Settings.model_fields]
+    for name in environment:
+        if name.startswith("HUBBUB_") and name not in known:
+            near = get_close_matches(name, known, 1)
+            typer.echo(f"{name} is no setting" + (f"; do you mean {near[0]}?" if near else ""), err=True)
 
 
 def _is_loopback(host: str) -> bool:

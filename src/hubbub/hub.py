@@ -40,6 +40,8 @@ from hubbub.stream import Publication, Recovery
 
 log = logging.getLogger("hubbub")
 
+ABUSE_PAUSE: Final = 10.0
+"""Seconds for which a client that was closed with 4429 is asked to stay away."""
 SWEEP: Final = 0.5
 """Seconds between two sweeps."""
 REMEMBER_REVOCATION: Final = 400 * 86_400.0
@@ -150,6 +152,9 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.broker.stop()
+        # an app may be started again, in another loop: tests do
+        self._loop = self._timer = None
+        self._scheduled = self.draining = False
 
     def refuse(self, connections: int) -> str | None:
         """The Gate: why no further connection may come in now, or None."""
@@ -285,12 +290,13 @@ class Hub:
         if isinstance(error, WrongMessage):
             ref = error.ref
         self.metrics.refused(error.code)
-        self.reply(session, error_message(error, ref))
         close = error.close
         if close is None and error.code in _ABUSE:
             close = session.misbehaved(self._abuse_rate, self.clock.monotonic())
             if close is not None:
                 self.metrics.limited("abuse")
+                error.retry_after = max(error.retry_after or 0.0, ABUSE_PAUSE)
+        self.reply(session, error_message(error, ref))
         if close is not None:
             self.close(session, close, str(error.code))
 
@@ -317,9 +323,8 @@ class Hub:
         return link.lane.codec.encode(Gap(channel=channel, epoch=epoch, offset=offset))
 
     def schedule(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled and self._loop is not None:  # after stop() nobody is left to write to
             self._scheduled = True
-            assert self._loop is not None, "the hub was not started"
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
@@ -335,12 +340,12 @@ class Hub:
     # -- channels
 
     def _find_options(self, name: str) -> ChannelOptions:
+        for prefix, rule in self.channel_rules:
+            if name.startswith(prefix):
+                return rule.options  # a feature takes what the settings say of exactly its channels
         for pattern, options in self._patterns:
             if pattern(name):
                 return options
-        for prefix, rule in self.channel_rules:
-            if name.startswith(prefix):
-                return rule.options
         return _DEFAULT_OPTIONS
 
     async def attach(
@@ -362,6 +367,8 @@ class Hub:
             raise
         # no await from here: what the broker hands over next is after the position
         self.fanout.seal(channel)
+        if channel.waiting:
+            self.fanout.catch_up(channel, session.link)
         if session.state is State.CLOSED:
             self.release(channel)
             return recovery

@@ -25,9 +25,7 @@ def configure(level: str, *, pretty: bool) -> None:
         _drop_colour,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if pretty else structlog.processors.JSONRenderer()
-    )
+    renderer: structlog.typing.Processor = _console() if pretty else structlog.processors.JSONRenderer()
     last: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if not pretty:
         last.append(structlog.processors.format_exc_info)
@@ -41,6 +39,11 @@ def configure(level: str, *, pretty: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+def _console() -> structlog.typing.Processor:
+    # plain tracebacks: the default shows local variables, and tokens and texts are among them
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
 
 
 def _drop_colour(logger: object, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

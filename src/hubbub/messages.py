@@ -18,6 +18,8 @@ from hubbub.errors import ClientError, ErrorCode
 
 PROTOCOL_VERSION: Final = 1
 
+MAX_DEPTH: Final = 256
+"""Arrays and objects inside one another in `data`: what every codec and client can read."""
 TEXT: Final = 1
 BINARY: Final = 2
 """The opcodes that carry the codecs (RFC 6455 section 5.2)."""
@@ -28,7 +30,7 @@ ROOM_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 """What a room may be called: 1 to 64 characters."""
 
 Ref = Annotated[str, Meta(max_length=64)]
-Name = Annotated[str, Meta(max_length=128)]
+Name = Annotated[str, Meta(max_length=140)]
 UserId = Annotated[str, Meta(max_length=128)]
 Offset = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -358,8 +360,8 @@ CODECS: Final = {codec.name: codec for codec in (JSON, MSGPACK)}
 class _Envelope(Struct):
     """What can still be read of a message that is wrong elsewhere: its type, and the ref that its error must carry."""
 
-    type: Any = None
-    ref: Any = None
+    type: Raw = Raw()
+    ref: Raw = Raw()
 
 
 class Inbox:
@@ -404,12 +406,21 @@ class Inbox:
         return self._envelope(data)[1]
 
     def _envelope(self, data: str | bytes) -> tuple[str | None, str | None]:
+        is_json = isinstance(data, str)
         try:
             found = self._json_envelope.decode(data) if isinstance(data, str) else self._msgpack_envelope.decode(data)
         except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
             return None, None
-        ref = found.ref if isinstance(found.ref, str) and len(found.ref) <= 64 else None
-        return (found.type if isinstance(found.type, str) else None), ref
+        kind, ref = _text(found.type, is_json), _text(found.ref, is_json)
+        return kind, (ref if ref is not None and len(ref) <= 64 else None)
+
+
+def _text(raw: Raw, is_json: bool) -> str | None:
+    """The string in a field, or None. Nothing else is built of it (see :func:`check_msgpack`)."""
+    try:
+        return msgspec.json.decode(raw, type=str) if is_json else msgspec.msgpack.decode(raw, type=str)
+    except (msgspec.DecodeError, ValueError):
+        return None
 
 
 class WrongMessage(ClientError):
@@ -434,6 +445,9 @@ def plain_data(raw: Raw, *, is_json: bool) -> bytes:
     try:
         if is_json:
             value = msgspec.json.decode(raw)
+            encoded = bytes(raw)
+            if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH:
+                _check_depth(value)
             _msgpack_encoder.encode(value)  # refuses integers that do not fit in 64 bits
         else:
             check_msgpack(bytes(raw))
@@ -442,6 +456,16 @@ def plain_data(raw: Raw, *, is_json: bool) -> bytes:
     except (msgspec.DecodeError, RecursionError, ValueError, OverflowError, TypeError) as error:
         text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ClientError(ErrorCode.INVALID_MESSAGE, f"{text[:200]} - at `$.data`") from None
+
+
+def _check_depth(value: Any) -> None:
+    pending = [(value, 1)]
+    while pending:
+        inner, depth = pending.pop()
+        if isinstance(inner, dict | list):
+            if depth > MAX_DEPTH:
+                raise ValueError("nested too deeply")
+            pending += [(each, depth + 1) for each in (inner.values() if isinstance(inner, dict) else inner)]
 
 
 def check_msgpack(data: bytes) -> None:
@@ -457,7 +481,7 @@ def check_msgpack(data: bytes) -> None:
         count, keyed = pending.pop()
         if count == 0:
             continue
-        if len(pending) > 256:
+        if len(pending) > MAX_DEPTH:
             raise ValueError("nested too deeply")
         if position >= size:
             raise ValueError("truncated")

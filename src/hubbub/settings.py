@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from hubbub.errors import ConfigurationError
 from hubbub.messages import ROOM_ID
@@ -39,7 +39,7 @@ class ChannelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     history_size: int = Field(default=1000, ge=0, le=1_000_000)
-    history_ttl: float = Field(default=3600.0, gt=0, le=366 * 86_400)
+    history_ttl: float = Field(default=3600.0, ge=0.1, le=366 * 86_400)
     presence: bool = True
     slow: SlowPolicy = "disconnect"
     publish: Literal["grant", "subscribers", "anyone", "server"] = "grant"
@@ -156,7 +156,9 @@ class Settings(BaseSettings):
     metrics: Literal["open", "loopback", "key", "off"] = Field(
         default="loopback", description="Who may read /metrics: open, loopback peers, an API key or admin token, off."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="`hubbub serve`: the least important records that are logged."
+    )
 
     @field_validator("api_keys", "origins", "default_rooms", "algorithms", mode="before")
     @classmethod
@@ -216,6 +218,9 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise ConfigurationError("; ".join(_sentences(error))) from None
+    except SettingsError as error:
+        name = str(error).partition('"')[2].partition('"')[0]
+        raise ConfigurationError(f"HUBBUB_{name.upper()}: this is not valid JSON") from None
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -16,6 +16,9 @@ from hubbub.messages import Position
 OVERHEAD = 160
 """Bytes that a kept publication costs beside its payload (the object, its deque slot, its strings); an estimate."""
 
+PAGE_BYTES = 1 << 19
+"""Bytes of one page of history; at least one publication is in it, however large."""
+
 
 class Publication(Struct, gc=False):
     """One published thing, as brokers store it and hubs deliver it.
@@ -126,7 +129,7 @@ class History:
         return Recovery(top, list(islice(self._kept, len(self._kept) - missed, None)), True)
 
     def page(self, after: int | None, before: int | None, limit: int, now: float) -> tuple[list[Publication], bool]:
-        """Publications with ``after < offset < before``, oldest first, and whether more match.
+        """At most ``limit`` publications with ``after < offset < before``, oldest first, and whether more match.
 
         With ``after`` the page starts there; without it the page ends at ``before`` (or at the newest).
         """
@@ -145,7 +148,12 @@ class History:
                 high = low + limit - 1
             else:
                 low = high - limit + 1
-        return list(islice(kept, low - first, high - first + 1)), total > limit
+        page = list(islice(kept, low - first, high - first + 1))
+        whole = len(page)
+        size = sum(publication.size for publication in page)
+        while size > PAGE_BYTES and len(page) > 1:
+            size -= page.pop(-1 if after is not None else 0).size
+        return page, total > limit or len(page) < whole
 
     def __iter__(self) -> Iterator[Publication]:
         return iter(self._kept)

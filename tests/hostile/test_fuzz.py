@@ -81,7 +81,18 @@ def message(dice: random.Random) -> dict[str, object]:
     for field in ("channel", "room_id"):
         if dice.random() < 0.7:
             made[field] = dice.choice(("fuzz", "general", "room:general", "user:fuzz", f"r{dice.randrange(5)}"))
-    for field in ("data", "message", "since", "presence", "limit", "ref", "key", "client_id", "session", "exclude_self"):
+    for field in (
+        "data",
+        "message",
+        "since",
+        "presence",
+        "limit",
+        "ref",
+        "key",
+        "client_id",
+        "session",
+        "exclude_self",
+    ):
         if dice.random() < 0.3:
             made[field] = value()
     if dice.random() < 0.2:

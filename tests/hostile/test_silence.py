@@ -107,7 +107,12 @@ def test_head_byte_by_byte(server: Server) -> None:
 def test_keep_alive_does_not_reset_the_deadline(server: Server) -> None:
     """After a whole HTTP request the next one has a deadline too, an empty line being no request."""
     socks = []
-    for beginning in (b"\r\n", b"G", b"GET / HTTP/1.1\r\nX: ", b"POST /api/publish HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+    for beginning in (
+        b"\r\n",
+        b"G",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST /api/publish HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+    ):
         sock = opened(server.port)
         sock.send(b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 200")
@@ -201,7 +206,7 @@ NEVER_FINISHED = {
 def test_messages_that_are_never_finished(server: Server) -> None:
     began = time.monotonic()
     peers = {}
-    for name, (first, drip) in NEVER_FINISHED.items():
+    for name, (first, _) in NEVER_FINISHED.items():
         for path, user in (("/ws", "slow"), ("/ws/echo", None)):
             peer = peers[name, path] = server.peer(path, user=user)
             peer.send(first)

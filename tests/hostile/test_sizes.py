@@ -26,9 +26,7 @@ def padded(size: int) -> bytes:
 def test_the_largest(server: Server, parts: int) -> None:
     whole = padded(MAX)
     step = -(-MAX // parts)
-    frames = [
-        frame(CONT if at else TEXT, whole[at : at + step], fin=at + step >= MAX) for at in range(0, MAX, step)
-    ]
+    frames = [frame(CONT if at else TEXT, whole[at : at + step], fin=at + step >= MAX) for at in range(0, MAX, step)]
     with server.peer(user="large") as peer:
         peer.send(b"".join(frames))
         assert peer.message() == {"type": "pong"}

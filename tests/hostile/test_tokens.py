@@ -47,7 +47,12 @@ def test_tokens_stay_out_of_the_log(serve: Callable[..., Server], level: str) ->
     used.append(given)
     for path in (f"/ws/echo?token={given}", f"/nowhere?token={given}", f"/ws/chat/none?token={given}", f"/{given}"):
         server.peer(path)
-    for path in (f"/health?token={given}", f"/?token={given}&x=1", f"/nowhere?a=b&token={given}", f"/api/rooms/{given}"):
+    for path in (
+        f"/health?token={given}",
+        f"/?token={given}&x=1",
+        f"/nowhere?a=b&token={given}",
+        f"/api/rooms/{given}",
+    ):
         server.get(path)
         server.get(path, bearer=given)
     server.request("POST", f"/api/publish?token={given}", b'{"channel":"c","data":1}', bearer=bad(given))

@@ -211,10 +211,10 @@ class Chat:
 
     async def on_message(self, session: Session, message: messages.ChatMessage) -> None:
         hub = self.hub
-        room = self._joined(session, message.room_id) or await self._default_room(session)
-        user_id = session.user_id
         text, client_id, ref = message.message, message.client_id, message.ref
         self._check_text(text)
+        room = self._joined(session, message.room_id) or await self._default_room(session)
+        user_id = session.user_id
         link = session.link
         encode = link.lane.codec.encode
         if client_id is not None:

@@ -149,9 +149,10 @@ class AsgiLink:
                 code = reader.result()
         finally:
             self._closing = self._closing or (code, "")
+            # nothing is awaited from here: whoever cancelled us would cancel that too, and the session would stay
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+                task.add_done_callback(_look_at)
             self._sink.lost(self, code)
 
     async def _read(self, receive: Receive) -> int:
@@ -179,6 +180,8 @@ class AsgiLink:
                     break
                 for payload in payloads:
                     self._sending_since = self._clock.monotonic()
+                    if len(self._outbox):
+                        self._sink.wrote_behind(self)
                     if self.lane.codec.is_json:
                         await self._send({"type": "websocket.send", "text": payload.decode()})
                     else:
@@ -186,8 +189,15 @@ class AsgiLink:
                     self._sending_since = None
                 if self._closing is not None and self._closing[0] == CloseCode.SLOW:
                     break
+            self._sink.caught_up(self)
             if self._closing is not None:
                 code, reason = self._closing
                 short = reason.encode()[:123].decode(errors="ignore")  # what fits (RFC 6455, 5.5)
                 await self._send({"type": "websocket.close", "code": int(code), "reason": short})
                 return
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Take a task's exception, which otherwise is reported as never looked at: the server's, about a lost peer."""
+    if not task.cancelled():
+        task.exception()

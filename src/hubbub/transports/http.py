@@ -76,15 +76,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._expect_more()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # later it is a trailer: the app has its headers by now, and they stay as they are
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._in_time()
         self._in_head = False
         self._fruitless = 0
         super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            self.headers = []  # for trailers: the app has its headers by now, and they stay as they are
 
     def on_body(self, body: bytes) -> None:
         self._fruitless = 0

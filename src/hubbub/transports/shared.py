@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hubbub.heartbeat import Wheel
 from hubbub.limits import Rate
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from hubbub.transports.uvicorn import WebSocketProtocol
+
+
+FEWEST: Final = 8
+"""Frames that a connection may have parsed in a turn, however many others want the same (or HUBBUB_TURN_FRAMES)."""
 
 
 class Counters:
@@ -54,6 +58,7 @@ class Shared:
         self._inherits: bool | None = None
         self.turn_bytes = self.settings.turn_bytes
         self.turn_frames = self.settings.turn_frames
+        self._sharing = 0
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 
@@ -101,6 +106,13 @@ class Shared:
         self._timer = None
         if len(wheel):
             self._schedule()
+
+    def share(self, change: int) -> None:
+        """More or fewer connections have more to say than a turn takes: they divide one connection's frames, so that
+        a turn stays short however many they are."""
+        self._sharing += change
+        most = self.settings.turn_frames
+        self.turn_frames = max(min(FEWEST, most), most // max(1, self._sharing))
 
     def refused(self, reason: str) -> None:
         """Count an opening request that was turned away."""

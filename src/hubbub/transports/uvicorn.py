@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from hubbub.batch import Batch
     from hubbub.session import Session
+    from hubbub.stream import Publication
 
 __all__ = ["HttpProtocol", "WebSocketProtocol"]
 PING_FRAME: Final = b"\x89\x00"
@@ -73,7 +74,7 @@ class FastLane:
                 link.transport.abort()
                 continue
             if sent != size:
-                link.fall_behind(data[sent:])
+                link.fall_behind_in(batch, data[sent:])
 
 
 _FORWARDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
@@ -98,6 +99,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_held",
         "_outbox",
         "_paused",
+        "_paused_at",
         "_pong",
         "_reader",
         "_stash",
@@ -107,8 +109,8 @@ class WebSocketProtocol(asyncio.Protocol):
         "fd",
         "lane",
         "lost",
-        "partial_since",
         "out",
+        "partial_since",
         "seen",
         "session",
         "shared",
@@ -142,6 +144,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._control = 0.0
         self._stash: list[Event] | None = None  # parsed, but nobody may have it before release()
         self._paused = False
+        self._paused_at = 0.0
         self._closing = False
         self._held = False
         self._yielding = False
@@ -226,7 +229,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.shared.watch(self)
         if self._early:
             # a loop may read on before it calls: what came first must be parsed first
-            self._yielding = True
+            self._take_turns(True)
             self.transport.pause_reading()
             self.shared.loop.call_soon(self._read_early)
 
@@ -260,7 +263,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _read_early(self) -> None:
         early, self._early = self._early, None
-        self._yielding = False
+        self._take_turns(False)
         if not self.lost:
             self.data_received(early)
             self._read_on()
@@ -315,12 +318,17 @@ class WebSocketProtocol(asyncio.Protocol):
     def _yield_turn(self) -> None:
         """This connection has had its share of this turn: the others first, then the rest."""
         if not self._yielding and not self.lost:
-            self._yielding = True
+            self._take_turns(True)
             self.transport.pause_reading()
             self.shared.loop.call_soon(self._next_turn)
 
+    def _take_turns(self, yielding: bool) -> None:
+        if yielding != self._yielding:
+            self._yielding = yielding
+            self.shared.share(1 if yielding else -1)
+
     def _next_turn(self) -> None:
-        self._yielding = False
+        self._take_turns(False)
         if self.lost or self._held:
             return
         stash, self._stash = self._stash, None
@@ -344,7 +352,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._held:
             self._held = False
             if not self._yielding and not self.lost:
-                self._yielding = True
+                self._take_turns(True)
                 self.shared.loop.call_soon(self._next_turn)
 
     def eof_received(self) -> bool:
@@ -442,6 +450,27 @@ class WebSocketProtocol(asyncio.Protocol):
         if not self._paused:
             self._try_direct()
 
+    def fall_behind_in(self, batch: Batch, rest: bytes) -> None:
+        """The same in a channel's batch. What is more than the outbox may hold is for the channel's policy."""
+        if len(rest) <= self.shared.settings.outbox_bytes:
+            self.fall_behind(rest)
+            return
+        opcode, unsent = self.lane.codec.opcode, len(rest)
+        whole: list[tuple[Publication, bytes]] = []
+        for publication, payload in reversed(batch.for_link(self, self.lane.codec)):
+            data = frame(opcode, payload)
+            if len(data) > unsent:
+                break
+            whole.append((publication, data))
+            unsent -= len(data)
+        self.fd = ~self.fd
+        self.transport.write(rest[:unsent])  # the end of the frame that is half sent
+        for publication, data in reversed(whole):
+            if not self._queue_publication(batch, publication, data):
+                return
+        if not self._paused:
+            self.resume_writing()
+
     def deliver_with_care(self, batch: Batch, data: bytes, merge: bool) -> None:
         """A channel's batch for a connection that is not in the plain case."""
         if self._closing or self.lost:
@@ -468,11 +497,14 @@ class WebSocketProtocol(asyncio.Protocol):
             self.write(data)
 
     def _queue_batch(self, batch: Batch) -> None:
-        now, codec = self.shared.now, self.lane.codec
+        codec = self.lane.codec
         for publication, payload in batch.for_link(self, codec):
-            data = frame(codec.opcode, payload)
-            if not self._queue(Entry(data, now, batch.channel, batch.policy, publication.key, publication.offset)):
+            if not self._queue_publication(batch, publication, frame(codec.opcode, payload)):
                 return
+
+    def _queue_publication(self, batch: Batch, publication: Publication, data: bytes) -> bool:
+        now = self.shared.now
+        return self._queue(Entry(data, now, batch.channel, batch.policy, publication.key, publication.offset))
 
     def _queue(self, entry: Entry) -> bool:
         outbox = self._outbox
@@ -485,11 +517,15 @@ class WebSocketProtocol(asyncio.Protocol):
         return False
 
     def overdue(self, now: float) -> bool:
-        return self._outbox is not None and self._outbox.overdue(now)
+        limit = self.shared.settings.outbox_seconds
+        # the transport holds older bytes than the outbox: as old as the pause
+        stuck = self._paused and bool(limit) and now - self._paused_at >= limit
+        return stuck or (self._outbox is not None and self._outbox.overdue(now))
 
     def pause_writing(self) -> None:
         if not self._paused:
             self._paused = True
+            self._paused_at = self.shared.time()
             if self.fd >= 0:
                 self.fd = ~self.fd
             self.shared.counters.stalled += 1
@@ -616,6 +652,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = self._closing = True
+        self._take_turns(False)
         self.fd = -1  # the number may belong to another connection from here on
         self.out = self._outbox = self._reader = None
         if self._abort_timer is not None:
