@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -47,8 +47,8 @@ class SystemClock:
 
     def __init__(self) -> None:
         # the functions themselves: a method around each would cost more than the clock
-        self.time = unix_time
-        self.monotonic = monotonic
+        self.time: Callable[[], float] = unix_time
+        self.monotonic: Callable[[], float] = monotonic
 
 
 class Hubbub:
