@@ -43,8 +43,6 @@ CONTENT_SECURITY_POLICY = (
 class SystemClock:
     """The machine's clocks."""
 
-    __slots__ = ("monotonic", "time")
-
     def __init__(self) -> None:
         # the functions themselves: a method around each would cost more than the clock
         self.time: Callable[[], float] = unix_time
