@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import ClientDisconnect
 
 from hubbub.admission import api_key_matches
 from hubbub.auth import Identity, issue_token, valid_user_id
@@ -174,7 +175,11 @@ class BoundedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
-            _check_json(await _read(request))
+            try:
+                body = await _read(request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is there to read it
+            _check_json(body)
             return await handle(request)
 
         return bounded

@@ -56,7 +56,8 @@ class Entrance:
         link.session = session
         self._hub.sessions[session] = None
         self._hub.metrics.opened += 1
-        if not self._addresses.acquire(address, self._settings.max_connections_per_address):
+        # a Unix socket has no address: all come from the same proxy
+        if address and not self._addresses.acquire(address, self._settings.max_connections_per_address):
             session.address = ""  # nothing to give back
             self._hub.metrics.limited("address")
             self._hub.reply(session, _error(ErrorCode.TOO_MANY, "too many connections from this address", 30.0))

@@ -42,6 +42,8 @@ log = logging.getLogger("hubbub")
 
 ABUSE_PAUSE: Final = 10.0
 """Seconds for which a client that was closed with 4429 is asked to stay away."""
+STALLED: Final = 1.0
+"""Seconds of lag after which a sweep is left out."""
 SWEEP: Final = 0.5
 """Seconds between two sweeps."""
 REMEMBER_REVOCATION: Final = 400 * 86_400.0
@@ -485,7 +487,9 @@ class Hub:
             self.metrics.lag = max(0.0, now - due)
             self.metrics.lag_histogram.add(self.metrics.lag)
         self.metrics.sweep_due = now + SWEEP
-        self.sweep()
+        if self.metrics.lag < STALLED:
+            self.sweep()
+        # else what came meanwhile is read first: nobody is late because we were
 
     def sweep(self) -> None:
         """Everything that is due: deadlines, expiries, graces, slow readers. About twice a second."""
