@@ -102,15 +102,24 @@ def parse(raw: bytes) -> Request:
     method, target, version = request_line
     if version != b"HTTP/1.1":
         raise BadRequest("A WebSocket handshake is an HTTP/1.1 request.", status=505)
-    raw_path, _, query_string = origin_form(target).partition(b"?")
     headers: Headers = []
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if not colon:
             raise BadRequest("A header line has no colon.")
         headers.append((name.lower(), value.strip(b" \t")))
+    return request(method, target, headers)
+
+
+def request(method: bytes, target: bytes, headers: Headers) -> Request:
+    """The same of a head that an HTTP parser has read already.
+
+    :raises BadRequest: as :func:`parse` does.
+    """
+    raw_path, _, query_string = origin_form(target).partition(b"?")
     key, subprotocols = check(method, headers)
-    return Request(unquote(raw_path.decode()), raw_path, query_string, headers, subprotocols, key)
+    path = raw_path.decode()
+    return Request(unquote(path) if "%" in path else path, raw_path, query_string, headers, subprotocols, key)
 
 
 def origin_form(target: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -531,6 +532,7 @@ def _step(data: bytes, position: int, tag: int) -> tuple[int, int, bool]:
     return (position, 2 * count, True) if tag >= 0xDE else (position, count, False)
 
 
+@lru_cache(maxsize=16_384)
 def rfc3339(now: float) -> str:
     """Unix seconds as RFC 3339 UTC with milliseconds: ``2026-11-22T20:37:03.123Z``."""
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

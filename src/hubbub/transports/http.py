@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,6 +14,9 @@ from hubbub import handshake
 from hubbub.transports.shared import shared_of
 
 if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
     from hubbub.transports.uvicorn import WebSocketProtocol
 
 log = logging.getLogger("hubbub.transport")
@@ -21,7 +25,88 @@ MAX_HEAD: Final = 65_536
 """Bytes that a request's head may have, or whatever else of a request is no body (chunk extensions, trailers)."""
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(asyncio.Protocol):
+    """The front door: looks at a connection's first bytes, and lets in what they ask for.
+
+    A whole WebSocket request in one read (the usual case) becomes a WebSocket at once, without an HTTP parser and the
+    state that goes with it: half of the cost of opening. All else becomes an :class:`HttpConnection`, which sees every
+    byte from the first.
+    """
+
+    __slots__ = ("_app_state", "_config", "_deadline", "_server_state", "_shared", "_transport")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._shared = shared_of(config, server_state, app_state)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn types its own classes only
+        seconds = self._shared.settings.handshake_timeout
+        if seconds:
+            self._deadline = self._shared.loop.call_later(seconds, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def shutdown(self) -> None:
+        """uvicorn is stopping, and this peer has asked for nothing yet."""
+        assert self._transport is not None
+        self._transport.close()
+
+    def _late(self) -> None:
+        assert self._transport is not None
+        self._shared.refused("handshake_timeout")
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        self._server_state.connections.discard(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        self._leave()
+        self._transport = None
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD) + 4
+        if end > 4 and _OPENING.match(data, 0, end) is not None:
+            self._open(transport, data[:end], data[end:])
+            return
+        http = HttpConnection(self._config, self._server_state, self._app_state, self._shared.loop)
+        http.connection_made(transport)
+        transport.set_protocol(http)
+        http.data_received(data)
+
+    def _open(self, transport: asyncio.Transport, head: bytes, rest: bytes) -> None:
+        protocol: WebSocketProtocol = self._config.ws_protocol_class(  # type: ignore[misc,call-arg,assignment]
+            config=self._config, server_state=self._server_state, app_state=self._app_state
+        )
+        protocol.begin(transport)
+        try:
+            request = handshake.parse(head)
+        except handshake.BadRequest as bad:
+            protocol.refuse_opening(bad)
+        else:
+            protocol.upgrade(request, rest)
+        transport.set_protocol(protocol)
+
+
+_OPENING: Final = re.compile(rb"GET /[^\r\n]* HTTP/1\.1\r\n(?:.*\r\n)?upgrade:[ \t]*websocket[ \t]*\r\n", re.I | re.S)
+
+
+class HttpConnection(HttpToolsProtocol):
     """One HTTP connection, until it becomes a WebSocket.
 
     A head has one deadline (HUBBUB_HANDSHAKE_TIMEOUT) however it drips in; a body has it from each read to the next.
@@ -147,13 +232,17 @@ class HttpProtocol(HttpToolsProtocol):
         protocol: WebSocketProtocol = self.ws_protocol_class(  # type: ignore[misc,call-arg,assignment]  # as uvicorn does
             config=self.config, server_state=self.server_state, app_state=self.app_state
         )
-        protocol.begin(self.transport, self.client, self.server, self.scheme == "https")
-        method = self.scope["method"].encode()
-        url, headers, transport = self.url, self.headers, self.transport
+        transport = self.transport
+        protocol.begin(transport)
         if self.scope["http_version"] != "1.1":
             protocol.refuse(400, b"a WebSocket needs HTTP/1.1")
         else:
-            protocol.upgrade(method, url, headers, rest)
+            try:
+                request = handshake.request(self.scope["method"].encode(), self.url, self.headers)
+            except handshake.BadRequest as bad:
+                protocol.refuse_opening(bad)
+            else:
+                protocol.upgrade(request, rest)
         transport.set_protocol(protocol)
         # parser ↔ protocol is a cycle: break it, so that memory comes back without the collector
         self.parser = None  # type: ignore[assignment]

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Iterable
 from struct import pack
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote
 
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
@@ -153,35 +152,33 @@ class WebSocketProtocol(asyncio.Protocol):
     # -- the opening
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stream = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self.begin(stream, get_remote_addr(stream), get_local_addr(stream), is_ssl(stream))
+        self.begin(cast(asyncio.Transport, transport))  # uvloop's is none by inheritance
 
-    def begin(self, transport: asyncio.Transport, client: Any, server: Any, tls: bool) -> None:
+    def begin(self, transport: asyncio.Transport) -> None:
         """Start from a transport that has read the request's head."""
         self.transport = transport
-        self._early = (client, server, tls)
         self.shared.server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn types its own classes only
 
-    def upgrade(self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
+    def refuse_opening(self, bad: handshake.BadRequest) -> None:
+        """Answer an opening request that is not a proper one."""
+        self.shared.refused("bad_request")
+        self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
+
+    def upgrade(self, request: handshake.Request, rest: bytes) -> None:
         """Answer the opening request: refuse it, or run the app for it. ``rest`` is what came glued to it."""
         shared = self.shared
         reason = shared.gate.refuse(shared.open) if shared.gate is not None else None
         if reason is not None:
             shared.refused(reason)
             return self.refuse(503, b"over capacity, come back later", [(b"retry-after", b"5")])
-        try:
-            target = handshake.origin_form(url)
-            key, subprotocols = handshake.check(method, headers)
-        except handshake.BadRequest as bad:
-            shared.refused("bad_request")
-            return self.refuse(bad.status, bad.reason.encode(), list(bad.headers))
-        client, server, tls = self._early
         self._early = rest
-        raw_path, _, query = target.partition(b"?")
-        path = unquote(raw_path.decode("ascii", "replace"))
+        transport, headers = self.transport, request.headers
+        client, tls = get_remote_addr(transport), is_ssl(transport)
+        scheme = "wss" if tls else "ws"
         if shared.direct is not None and not _FORWARDED.intersection([name for name, _ in headers]):
-            scheme, address = "wss" if tls else "ws", client[0] if client else ""
-            if shared.direct(self, Request(path, query, headers, subprotocols, address, scheme), key):
+            address = client[0] if client else ""
+            opening = Request(request.path, request.query_string, headers, request.subprotocols, address, scheme)
+            if shared.direct(self, opening, request.key):
                 return None
         config = shared.config
         shared.open += 1
@@ -189,19 +186,19 @@ class WebSocketProtocol(asyncio.Protocol):
             "type": "websocket",
             "asgi": {"version": config.asgi_version, "spec_version": "2.4"},
             "http_version": "1.1",
-            "scheme": "wss" if tls else "ws",
-            "server": server,
+            "scheme": scheme,
+            "server": get_local_addr(transport),
             "client": client,
             "root_path": config.root_path,
-            "path": config.root_path + path,
-            "raw_path": config.root_path.encode() + raw_path,
-            "query_string": query,
+            "path": config.root_path + request.path,
+            "raw_path": config.root_path.encode() + request.raw_path,
+            "query_string": request.query_string,
             "headers": headers,
-            "subprotocols": subprotocols,
+            "subprotocols": request.subprotocols,
             "state": shared.app_state.copy(),
             "extensions": {"websocket.http.response": {}, "hubbub.link": self},
         }
-        conversation = Conversation(self, scope, key)
+        conversation = Conversation(self, scope, request.key)
         self.sink = conversation
         task = shared.loop.create_task(conversation.run(config.loaded_app))
         shared.server_state.tasks.add(task)
@@ -304,12 +301,13 @@ class WebSocketProtocol(asyncio.Protocol):
     def _before_accept(self, data: bytes) -> None:
         if self.sink is None and not self._closing:
             # uvicorn's own HTTP class hands us the request's head once more as text
-            head, _, rest = data.partition(b"\r\n\r\n")
-            line, _, block = head.partition(b"\r\n")
-            method, _, target = line.partition(b" ")
-            pairs = [header.partition(b": ") for header in block.split(b"\r\n") if header]
-            headers = [(name, value) for name, _, value in pairs]
-            self.upgrade(method, target.rpartition(b" ")[0], headers, rest)
+            head, end, rest = data.partition(b"\r\n\r\n")
+            try:
+                request = handshake.parse(head + end)
+            except handshake.BadRequest as bad:
+                self.refuse_opening(bad)
+            else:
+                self.upgrade(request, rest)
         elif isinstance(self._early, bytes) and not self._closing:
             self._early += data
             if len(self._early) > self.shared.settings.message_limit:
