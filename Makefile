@@ -3,6 +3,8 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 SYNC := $(UV) sync --quiet --frozen --inexact
 export UV_PROJECT_ENVIRONMENT := .venv
+# certificates that the machine trusts (a company's own, say), where it has any
+export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
 
 .PHONY: help serve install test lint format bench clean
 
