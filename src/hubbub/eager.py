@@ -40,7 +40,3 @@ def _resume(running: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any
                 waits_for = running.send(value)
             except StopIteration:
                 return
-
-
-async def _await(work: Awaitable[None]) -> None:
-    await work

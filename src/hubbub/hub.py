@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from hubbub.batch import Batch
 from hubbub.channel import Channel, Fanout
 from hubbub.comings import Comings
+from hubbub.drain import drain
 from hubbub.eager import begin, finish
 from hubbub.entrance import Entrance
 from hubbub.errors import ClientError, CloseCode, ErrorCode
@@ -46,14 +46,10 @@ STALLED: Final = 1.0
 """Seconds of lag after which a sweep is left out."""
 SWEEP: Final = 0.5
 """Seconds between two sweeps."""
-REMEMBER_REVOCATION: Final = 400 * 86_400.0
-"""Seconds for which a revoked `jti` is remembered where no live session says when its token ends."""
-SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 PERSONAL: Final = "user:"
 EPHEMERAL: Final = ChannelOptions(history_size=0)
 
 Handler: TypeAlias = Callable[[Session, Any], "Coroutine[Any, Any, None] | None"]
-RosterObserver: TypeAlias = Callable[[Channel, list[str], list[str]], None]
 
 
 class Route:
@@ -62,14 +58,13 @@ class Route:
     :ivar anonymous: whether it may come before ``auth``.
     """
 
-    __slots__ = ("anonymous", "failed", "handle", "name", "received")
+    __slots__ = ("anonymous", "handle", "name", "received")
 
     def __init__(self, name: str, handle: Handler, anonymous: bool = False) -> None:
         self.name = name
         self.handle = handle
         self.anonymous = anonymous
         self.received = 0
-        self.failed = 0
 
 
 class Hub:
@@ -474,8 +469,6 @@ class Hub:
             self.close(session, code, reason)
         return len(sessions)
 
-    # -- presence
-
     # -- time
 
     def _tick(self) -> None:
@@ -515,15 +508,7 @@ class Hub:
         """uvicorn asks each connection to go; the hub makes one paced drain of it."""
         if not self.draining:
             self.draining = True
-            assert self._loop is not None
-            task = self._loop.create_task(self._drain())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _drain(self) -> None:
-        from hubbub.drain import drain  # only at the end, and it needs the hub's names
-
-        await drain(self)
+            self.spawn(drain(self))
 
 
 class ChannelRule:

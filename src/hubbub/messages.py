@@ -288,10 +288,6 @@ class Error(Reply, tag="error"):
     id: str | None = None
 
 
-class Ack(Reply, tag="ack"):
-    pass
-
-
 NotificationType = Literal["info", "success", "warning", "error"]
 
 

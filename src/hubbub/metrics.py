@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -144,11 +144,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def known_codes(codes: Iterable[int]) -> frozenset[int]:
-    return frozenset(codes)
-
-
-KNOWN_CODES: Final = known_codes(
+KNOWN_CODES: Final = frozenset(
     (1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 4401, 4403, 4404, 4408, 4409, 4410, 4429, 4503)
 )
 """Close codes that are labels; a peer can send any other, and those are all counted as 0."""
