@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 import pytest
 from websockets.asyncio.client import connect
 
+from hubbub.transports import lane
 from tests.support import running, settings_for
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +21,12 @@ ROUNDS = 30
 MEMBERS = 20
 
 
-async def test_a_reused_descriptor_gets_nothing_that_was_for_another() -> None:
+@pytest.mark.parametrize("many", [lane.MANY, 2])
+async def test_a_reused_descriptor_gets_nothing_that_was_for_another(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``many``: members from which a room is written to by a list of descriptors."""
+    monkeypatch.setattr(lane, "MANY", many)
     settings = settings_for(rate_limit=0, user_rate_limit=0, max_connections_per_address=0)
     async with running(settings) as server, server.client("publisher") as publisher:
         await publisher.send("join_room", room_id="general")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from hubbub.batch import Batch
-from hubbub.ports import Lane, Link
+from hubbub.ports import Lane, Link, Members
 from hubbub.presence import Roster
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication
@@ -35,7 +35,7 @@ class Channel:
     def __init__(self, name: str, options: ChannelOptions) -> None:
         self.name = name
         self.options = options
-        self.lanes: dict[Lane, set[Link]] = {}
+        self.lanes: dict[Lane, Members] = {}
         self.size = 0
         self.epoch = ""
         self.batch: Batch | None = None
@@ -48,7 +48,7 @@ class Channel:
     def add(self, link: Link) -> None:
         links = self.lanes.get(link.lane)
         if links is None:
-            links = self.lanes[link.lane] = set()
+            links = self.lanes[link.lane] = Members()
         if link not in links:
             links.add(link)
             self.size += 1

@@ -69,6 +69,33 @@ class Link(Protocol):
         ...
 
 
+class Members(set["Link"]):
+    """A channel's links of one lane, and room for what the lane remembers of them from one batch to the next.
+
+    :ivar made_at: what the lane's notes were made at; -1 after every change of the members.
+    """
+
+    __slots__ = ("descriptors", "made_at", "plain", "seen_at", "special")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.descriptors: Any = None
+        self.plain: list[Any] = []
+        self.special: list[Any] = []
+        self.made_at = -1
+        self.seen_at = -1
+
+    def add(self, link: Link, /) -> None:
+        super().add(link)
+        self.made_at = self.seen_at = -1
+
+    def discard(self, link: object, /) -> None:
+        super().discard(link)
+        self.made_at = self.seen_at = -1
+        self.plain = self.special = []
+        self.descriptors = None
+
+
 class Lane(Protocol):
     """How one kind of link (a transport and a codec) is written to. One instance for all links of that kind."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable
 from struct import pack
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -23,11 +22,12 @@ from hubbub import handshake
 from hubbub.errors import CloseCode
 from hubbub.frames import PONG, Close, Event, Ping, Pong, Reader, Violation, close_frame, frame
 from hubbub.heartbeat import Verdict
-from hubbub.messages import JSON, MSGPACK, Codec
+from hubbub.messages import JSON, Codec
 from hubbub.outbox import Entry, Outbox
-from hubbub.ports import Link, Request, Sink
+from hubbub.ports import Request, Sink
 from hubbub.transports.conversation import Conversation
 from hubbub.transports.http import HttpProtocol
+from hubbub.transports.lane import LANES, FastLane, changes
 from hubbub.transports.shared import shared_of
 
 if TYPE_CHECKING:
@@ -46,39 +46,8 @@ CHUNK: Final = 65_536
 PLAIN_BUFFER: Final = 65_536
 
 
-class FastLane:
-    """Writes a channel's batch to connections of this transport, one ``write(2)`` each. See ``docs/performance.md``."""
-
-    __slots__ = ("codec",)
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-
-    def deliver(self, links: Iterable[Link], batch: Batch, merge: bool) -> None:
-        data = batch.joined(self.codec)
-        size = len(data)
-        excluded = batch.excluded
-        write = os.write
-        link: WebSocketProtocol
-        for link in links:  # type: ignore[assignment]  # a lane only ever gets links of its own transport
-            fd = link.fd
-            if fd < 0 or link.out is not None or excluded is not None or (merge and link.in_many):
-                link.deliver_with_care(batch, data, merge)
-                continue
-            try:
-                sent = write(fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                link.transport.abort()
-                continue
-            if sent != size:
-                link.fall_behind_in(batch, data[sent:])
-
-
 _FORWARDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
 """Headers that uvicorn's proxy middleware reads: a request with them takes the whole way through ASGI."""
-LANES: Final = {codec: FastLane(codec) for codec in (JSON, MSGPACK)}
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -244,8 +213,13 @@ class WebSocketProtocol(asyncio.Protocol):
         sock: socket.socket = transport.get_extra_info("socket")
         if is_ssl(transport):
             return  # bytes must go through the TLS layer
-        self.fd = ~sock.fileno()
+        self._set_fd(~sock.fileno())
         self._try_direct()
+
+    def _set_fd(self, fd: int) -> None:
+        """The only place that changes it: from here no list of descriptors made before is used any more."""
+        self.fd = fd
+        changes[0] += 1
 
     def _try_direct(self) -> None:
         """Write to the descriptor from here on, once nothing written through the transport is unsent."""
@@ -254,7 +228,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.transport.get_write_buffer_size():
             self.shared.loop.call_soon(self._try_direct)
         else:
-            self.fd = ~self.fd
+            self._set_fd(~self.fd)
             if self._outbox is not None:
                 self.resume_writing()
 
@@ -443,7 +417,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def fall_behind(self, rest: bytes) -> None:
         """The kernel did not take all: give the rest to the transport, and queue what follows until it is gone."""
-        self.fd = ~self.fd
+        self._set_fd(~self.fd)
         self.transport.write(rest)  # calls pause_writing() unless it could write after all
         if not self._paused:
             self._try_direct()
@@ -461,7 +435,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 break
             whole.append((publication, data))
             unsent -= len(data)
-        self.fd = ~self.fd
+        self._set_fd(~self.fd)
         self.transport.write(rest[:unsent])  # the end of the frame that is half sent
         for publication, data in reversed(whole):
             if not self._queue_publication(batch, publication, data):
@@ -525,7 +499,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._paused = True
             self._paused_at = self.shared.time()
             if self.fd >= 0:
-                self.fd = ~self.fd
+                self._set_fd(~self.fd)
             self.shared.counters.stalled += 1
             if self.sink is not None:
                 self.sink.wrote_behind(self)
@@ -599,7 +573,8 @@ class WebSocketProtocol(asyncio.Protocol):
             self.release()  # the peer's answer must be read
 
     def _write_last(self, data: bytes) -> None:
-        fd, self.fd = self.fd, -1
+        fd = self.fd
+        self._set_fd(-1)
         if fd >= 0:
             try:
                 sent = os.write(fd, data)
@@ -633,7 +608,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def abort(self) -> None:
         if self.lost:
             return
-        self.fd = -1
+        self._set_fd(-1)
         self._closing = True
         if self._paused or self._abort_timer is not None:
             # what waits in the kernel for a peer that does not read would stay there until TCP gives up: drop it
@@ -651,7 +626,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = self._closing = True
         self._take_turns(False)
-        self.fd = -1  # the number may belong to another connection from here on
+        self._set_fd(-1)  # the number may belong to another connection from here on
         self.out = self._outbox = self._reader = None
         if self._abort_timer is not None:
             self._abort_timer.cancel()
