@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         default=65_536, ge=0, le=1 << 30, description="Bytes of one incoming message; 0 = 1 GiB."
     )
     max_fragments: Count = Field(
-        default=1024, description="Frames that one incoming message may be split into; 0 = off."
+        default=2048, description="Frames that one incoming message may be split into; 0 = off."
     )
     max_text_length: Count = Field(default=10_000, description="Characters of a chat message; 0 = off.")
 

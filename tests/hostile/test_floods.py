@@ -89,7 +89,7 @@ def test_never_ending_message(server: Server, path: str, size: int) -> None:
 def test_fragments_in_time_with_a_slow_sender(server: Server) -> None:
     """The same in one segment per frame: 1009 after exactly so many."""
     with server.peer("/ws/echo") as peer:
-        peer.send(frame(TEXT, b"x", fin=False) + frame(CONT, b"", fin=False) * 1023)
+        peer.send(frame(TEXT, b"x", fin=False) + frame(CONT, b"", fin=False) * 2047)
         peer.send(frame(PING, b"still here"))
         assert peer.receive() == (PONG, b"still here")
         peer.send(frame(CONT, b"", fin=False))
