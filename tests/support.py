@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,8 +15,6 @@ from typing import Any, cast
 
 import httpx2
 import msgspec
-import pytest
-import uvicorn
 import websockets
 from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
@@ -26,18 +24,14 @@ from hubbub.app import create_app
 from hubbub.hub import Hub
 from hubbub.settings import load_settings
 from hubbub.transports.shared import Shared
+from tests.lanes import BOTH_LANES as BOTH_LANES
+from tests.lanes import DEADLINE as DEADLINE
+from tests.lanes import Shell, shell
 
 SECRET = "a secret of the tests, forty bytes long .."
 API_KEY = "key-of-the-tests-0001"
-DEADLINE = 5.0
-"""Seconds that any wait in a test may take before it fails."""
-
-FAST = {"ws": "hubbub.transports.uvicorn:WebSocketProtocol", "http": "hubbub.transports.uvicorn:HttpProtocol"}
-STOCK = {"ws": "websockets-sansio", "http": "httptools"}
-LANES = {"fast": FAST, "asgi": STOCK}
-"""The fast lane, and a plain ASGI server (uvicorn's own classes)."""
-BOTH_LANES = [pytest.mark.anyio, pytest.mark.parametrize("lane", list(LANES))]
-"""``pytestmark`` of the behaviour suite: every test runs on both, and says ``serve(lane)``."""
+TLS = ssl.create_default_context()
+"""Made once: httpx would make one for each client, which takes longer than most tests."""
 
 
 class HandClock:
@@ -78,10 +72,11 @@ def settings_for(**overrides: Any) -> Settings:
 class Running:
     """A server that runs in this loop."""
 
-    def __init__(self, server: uvicorn.Server, app: FastAPI, port: int, clock: HandClock | None) -> None:
-        self.server = server
+    def __init__(self, shell: Shell, app: FastAPI, clock: HandClock | None) -> None:
+        self.server = shell.server
+        self.stop = shell.stop
         self.app = app
-        self.port = port
+        self.port = shell.port
         self.clock = clock
         self.hubbub = cast(Hubbub, getattr(getattr(app, "state", None), "hubbub", None))
 
@@ -100,7 +95,7 @@ class Running:
     @property
     def shared(self) -> Shared:
         """The fast lane's shared part (there is one once a connection came)."""
-        return cast(Shared, self.server.server_state.hubbub_shared)  # type: ignore[attr-defined]
+        return cast(Shared, self.server.server_state.hubbub_shared)
 
     def token(self, user: str, *, ttl: float = 3600.0, **grants: Any) -> str:
         grants.setdefault("subscribe", ("*",))
@@ -126,7 +121,8 @@ class Running:
         headers = {"content-type": "application/json"} | (
             {} if bearer is None else {"authorization": f"Bearer {bearer}"}
         )
-        async with httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=DEADLINE) as client:
+        options: dict[str, Any] = {"trust_env": False, "timeout": DEADLINE, "verify": TLS}
+        async with httpx2.AsyncClient(base_url=self.url, headers=headers, **options) as client:
             yield client
 
     def advance(self, seconds: float) -> None:
@@ -222,16 +218,6 @@ class Client:
             raise AssertionError(f"it was not closed; seen: {self.seen}") from None
 
 
-class _Server(uvicorn.Server):
-    """Looks ten times as often whether it should end."""
-
-    async def main_loop(self) -> None:
-        turn = 0
-        while not await self.on_tick(turn):
-            turn = (turn + 1) % 10
-            await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def running(
     settings: Settings | None = None,
@@ -252,26 +238,8 @@ async def running(
             Hubbub(app, settings=chosen, clock=clock)
         else:
             app = create_app(chosen)
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, lifespan="on", log_config=None, timeout_graceful_shutdown=5, **{**LANES[lane], **(options or {})}
-    )
-    server = _Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve([listener]))
-    try:
-        async with asyncio.timeout(DEADLINE):
-            while not server.started:
-                if serving.done():
-                    serving.result()
-                await asyncio.sleep(0)
-        yield Running(server, app, listener.getsockname()[1], clock)
-    finally:
-        server.should_exit = True
-        async with asyncio.timeout(20):
-            await serving
+    async with shell(lane, app, options or {}) as server:
+        yield Running(server, app, clock)
 
 
 @asynccontextmanager

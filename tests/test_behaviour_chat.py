@@ -112,7 +112,7 @@ async def test_the_room_endpoint(lane: str) -> None:
             async with server.client("alice", path=path) as lost:
                 assert (await lost.receive())["code"] == "not_found"
                 assert await lost.closed() == 4404
-        assert server.hub.sessions_of("alice") == 0
+        await gone(server, "alice")
 
 
 async def test_the_guides_own_client(lane: str) -> None:

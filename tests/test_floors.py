@@ -14,13 +14,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "vocabulary": ("errors", "messages", "metrics", "settings", "patterns"),
     "core": (
         "frames", "handshake", "auth", "redaction", "session", "outbox", "presence", "stream", "limits", "heartbeat",
-        "eager", "admission",
+        "eager", "admission", "order",
     ),
     "ports": ("ports",),
-    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings"),
+    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "inlet"),
     "adapters": ("brokers", "transports"),
     "features": ("features",),
+    "toolkit": ("toolkit",),
     "entry points": ("endpoint", "api", "app", "cli", "logs", "__init__", "__main__"),
+    "side rooms": ("testing",),
 }  # fmt: skip
 MAY_SEE: dict[str, tuple[str, ...]] = {
     "vocabulary": ("vocabulary",),
@@ -29,7 +31,9 @@ MAY_SEE: dict[str, tuple[str, ...]] = {
     "runtime": ("vocabulary", "core", "ports", "runtime"),
     "adapters": ("vocabulary", "core", "ports", "adapters"),
     "features": ("vocabulary", "core", "ports", "runtime"),
-    "entry points": tuple(FLOORS),
+    "toolkit": ("vocabulary", "core", "ports", "runtime", "toolkit"),
+    "entry points": tuple(floor for floor in FLOORS if floor != "side rooms"),
+    "side rooms": tuple(FLOORS),
 }
 NOT_IN_THE_CORE = {"asyncio", "socket", "time", "random", "threading", "select", "uvloop"}
 

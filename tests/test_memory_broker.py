@@ -28,6 +28,9 @@ class Inlet:
     def deliver(self, channel: str, publication: Publication) -> None:
         self.got.append((channel, publication.offset))
 
+    def lost(self, channel: str | None) -> None:
+        raise AssertionError("this broker loses nothing")
+
 
 async def started(**settings: Any) -> tuple[MemoryBroker, Inlet, HandClock]:
     clock, inlet = HandClock(), Inlet()

@@ -17,10 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, connect
 
 from hubbub import Hubbub
-from tests.support import DEADLINE, FAST, LANES, Running, running, settings_for, until
+from tests.lanes import FAST, UVICORN
+from tests.support import DEADLINE, Running, running, settings_for, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("lane", ["fast", "mixed", "asgi"])]
-LANES["mixed"] = {"ws": FAST["ws"], "http": "httptools"}  # our WebSocket class beside uvicorn's own HTTP class
+UVICORN["mixed"] = {"ws": FAST["ws"], "http": "httptools"}  # our WebSocket class beside uvicorn's own HTTP class
 
 Endpoint = Callable[[WebSocket], Awaitable[None]]
 

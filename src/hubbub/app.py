@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from time import time as unix_time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, params
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
@@ -28,11 +30,25 @@ from hubbub.errors import HTTP_STATUS, ClientError, CloseCode, ConfigurationErro
 from hubbub.features.chat import Chat
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
-from hubbub.messages import JSON, NotificationType, Position, plain_data
+from hubbub.messages import NotificationType, Position, plain_data
 from hubbub.ports import Broker, Clock
 from hubbub.redaction import RedactTokens
+from hubbub.session import Session, State
 from hubbub.settings import ChannelOptions, Settings, load_settings
+from hubbub.toolkit.blocking import Blocking
+from hubbub.toolkit.dependencies import Call, Callee, Context
+from hubbub.toolkit.handlers import Declaration, Handler
+from hubbub.toolkit.names import NamePattern
+from hubbub.toolkit.router import Declared, Declares, Hook
+from hubbub.toolkit.session import Session as UserSession
+from hubbub.toolkit.session import session_of
+from hubbub.toolkit.shapes import data_bytes
+from hubbub.toolkit.topics import BoundTopic, Topic
 
+log = logging.getLogger("hubbub")
+T = TypeVar("T")
+PUBLISHED_PER_TURN = 256
+"""Publications of an app's code in one turn of the loop, before it lets others in."""
 STATIC = Path(__file__).parent / "static"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' ws: wss:; "
@@ -49,8 +65,9 @@ class SystemClock:
         self.monotonic: Callable[[], float] = monotonic
 
 
-class Hubbub:
-    """Real-time features for a FastAPI app: sessions on ``/ws``, rooms, notifications, presence, history, the server API.
+class Hubbub(Declares):
+    """Real-time features for a FastAPI app: sessions on ``/ws``, rooms, notifications, presence, history, the server API,
+    and the app's own typed handlers and channels (:meth:`on`, :meth:`channel`).
 
     :param app: the app that gets the routes; its lifespan starts and stops the hub.
     :param settings: all settings; by default they are read from ``HUBBUB_…`` and from ``overrides``.
@@ -59,7 +76,13 @@ class Hubbub:
     :param prefix: put before the paths of all routes.
     :param broker: where publications go; by default this process's memory.
     :param clock: the clocks; tests bring their own.
+    :param dependencies: ``Depends(…)`` that run before each of the app's handlers, for their effects.
     :raises ConfigurationError: a setting makes no sense, or there is no key to check tokens with.
+
+    :ivar app: the app, once it has one; its ``dependency_overrides`` hold for handlers.
+    :ivar sync: the same calls for threads: ``hub.sync.publish(…)`` in a plain ``def`` endpoint.
+    :ivar handlers: the app's handlers, by message type.
+    :ivar topics: the app's channels, as they were declared.
     """
 
     def __init__(
@@ -71,6 +94,7 @@ class Hubbub:
         prefix: str = "",
         broker: Broker | None = None,
         clock: Clock | None = None,
+        dependencies: Sequence[params.Depends] = (),
         **overrides: Any,
     ) -> None:
         chosen = settings if settings is not None else load_settings(**overrides)
@@ -78,6 +102,11 @@ class Hubbub:
             chosen = chosen.model_copy(update={"channels": {**channels, **chosen.channels}})
         self.settings = ensure_secret(chosen)
         self.clock = clock or SystemClock()
+        self.app: FastAPI | None = None
+        self.sync = Blocking(self)
+        self.handlers: dict[str, Handler] = {}
+        self.topics: list[BoundTopic] = []
+        self._dependencies = tuple(dependencies)
         self.hub = Hub(self.settings, broker or MemoryBroker(self.settings, self.clock), self.clock)
         Commands(self.hub)
         self.chat = Chat(self.hub)
@@ -86,7 +115,12 @@ class Hubbub:
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)
         self._direct = False
+        self._turn = -1
+        self._published = 0
         self.prefix = prefix
+        watch = getattr(self.clock, "watch", None)
+        if watch is not None:  # a clock that is turned by hand does what is due then
+            watch(self.hub.sweep)
         if app is not None:
             self.install(app)
 
@@ -95,10 +129,13 @@ class Hubbub:
 
         :raises ConfigurationError: the app has a route of its own where one of these would be.
         """
+        if self.app is not None:
+            raise ConfigurationError("this hub is in an app already: make another one")
         taken = {getattr(route, "path", None) for route in app.router.routes}
         for path in ("/ws", "/ws/chat/{room_id}", "/health", "/metrics"):
             if self.prefix + path in taken:
                 raise ConfigurationError(f"the app has a route {self.prefix + path} already: give Hubbub a prefix=")
+        self.app = app
         api = Api(self.hub, self.chat, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
         app.add_exception_handler(ClientError, _client_error)
@@ -107,6 +144,7 @@ class Hubbub:
             WebSocketRoute(self.prefix + "/ws", session, name="hubbub"),
             WebSocketRoute(self.prefix + "/ws/chat/{room_id}", session, name="hubbub-chat"),
         ]
+        others: list[Hubbub] = getattr(app.state, "hubbubs", [])
         if self.settings.dev:
             echo: Any = EchoEndpoint(self.hub)
             routes.append(WebSocketRoute(self.prefix + "/ws/echo", echo, name="hubbub-echo"))
@@ -119,17 +157,24 @@ class Hubbub:
             async with original(inner) as state:
                 await self.hub.ensure_started()
                 try:
-                    yield {**(state or {}), **self.state()}
+                    yield {**self.state(), **(state or {})}
                 finally:
                     await self.hub.stop()
 
         app.router.lifespan_context = lifespan
-        app.state.hubbub = self
+        app.add_middleware(_Starts, hub=self.hub)
+        app.state.hubbubs = [*others, self]
+        if not others:
+            app.state.hubbub = self
 
     def state(self) -> dict[str, Any]:
-        """What the transports look for in the ASGI state."""
+        """What the transports look for in the ASGI state. Of several hubs in an app, the first sets the limits of the
+        transport (frames, sizes, heartbeats); each has its own limits of sessions."""
+        hubs = self.app.state.hubbubs if self.app is not None else [self]
+        if hubs[0] is not self:
+            return {}
         return {
-            "hubbub_gate": self.hub,
+            "hubbub_gate": self.hub if len(hubs) == 1 else _Gates([each.hub for each in hubs]),
             "hubbub_settings": self.settings,
             "hubbub_counters": self._counters,
             "hubbub_clock": self.clock,
@@ -154,15 +199,98 @@ class Hubbub:
             **{f"violation_{code}": count for code, count in counters.violations.items()},
         }
 
+    # -- what an app declares
+
+    def _declare(self, declared: Declared) -> None:
+        what = declared.what
+        if isinstance(what, Declaration):
+            self._add_handler(replace(what, dependencies=(*self._dependencies, *what.dependencies)))
+        elif isinstance(what, Topic):
+            self._add_topic(BoundTopic(what, declared.channel_prefix, self.hub, self))
+        else:
+            self._add_hook(what)
+
+    def _add_handler(self, declared: Declaration) -> None:
+        handler = Handler(declared, self.hub, app=lambda: self.app, owner=self)
+        other = self.handlers.get(handler.type)
+        if other is not None:
+            raise ConfigurationError(f"two handlers for {handler.type!r}: {other.place}, and {handler.place}")
+        try:
+            self.hub.route(handler.struct(), handler.handle, anonymous=handler.anonymous, whole=True)
+        except ValueError:
+            raise ConfigurationError(
+                f"{handler.place}: {handler.type!r} is a message of Hubbub's own: call it otherwise"
+            ) from None
+        self.handlers[handler.type] = handler
+        self.hub.keep_openings |= handler.asks_opening
+
+    def _add_topic(self, topic: BoundTopic) -> None:
+        for prefix in self.hub.reserved:
+            own = NamePattern(prefix + "{name:path}", "Hubbub's own")
+            if topic.name_pattern.overlaps(own):
+                raise ConfigurationError(f"{topic.name_pattern} overlaps with {own}")
+        for other in self.topics:
+            if topic.name_pattern.overlaps(other.name_pattern):
+                raise ConfigurationError(f"{topic.name_pattern} overlaps with {other.name_pattern}")
+        self.topics.append(topic)
+        self.hub.declare(topic)
+
+    def _add_hook(self, hook: Hook) -> None:
+        callee = Callee(hook.fn, Context(f"a {hook.kind} hook", hub_type=type(self)), around=hook.around)
+        self.hub.keep_openings |= callee.asks_opening
+        if hook.kind == "connected":
+
+            async def greet(core: Session) -> None:
+                await callee(Call(session_of(core, self.hub), hub=self, app=self.app))
+
+            self.hub.greeters.append(greet)
+            return
+
+        async def part(call: Call) -> None:
+            try:
+                async with asyncio.timeout(self.settings.handler_timeout or None):
+                    await callee(call)
+            except Exception:
+                log.exception("a disconnected hook failed")
+
+        def left(core: Session) -> None:
+            if core.user is not None and self.hub.loop is not None:
+                self.hub.background(part(Call(session_of(core, self.hub), hub=self, app=self.app)))
+
+        self.hub.leavers.append(left)
+
     # -- what an app calls
 
-    async def publish(self, channel: str, data: Any, *, key: str | None = None, user_id: str | None = None) -> Position:
-        """Publish ``data`` (anything that JSON can carry) on a channel; returns once it is in the channel's history.
+    async def _here(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it in the hub's loop, whichever loop this is."""
+        loop = self.hub.loop
+        if loop is None:
+            work.close()
+            raise RuntimeError("the hub is not running: it starts and stops with the app")
+        if loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
+    async def publish(self, channel: str, data: Any, *, key: str | None = None, user_id: str | None = None) -> Position:
+        """Publish ``data`` on a channel; returns once it is in the channel's history.
+
+        :param data: anything that JSON can carry; Structs, models and dataclasses too.
+        :param key: what ``conflate`` keeps the newest of.
+        :param user_id: who is shown as the publisher; None: the server.
         :raises ClientError: the name or the data cannot be published.
+        :raises TypeError: the data has no JSON form.
         """
-        payload = plain_data(msgspec.Raw(JSON.encode(data)), is_json=True)
-        position: Position = await publish_data(self.hub, channel, payload, key, user_id)
+        payload = plain_data(msgspec.Raw(data_bytes(data)), is_json=True)
+        return await self._here(self._publish(channel, payload, key, user_id))
+
+    async def _publish(self, channel: str, payload: bytes, key: str | None, user_id: str | None) -> Position:
+        hub = self.hub
+        position: Position = await publish_data(hub, channel, payload, key, user_id)
+        if self._turn != hub.turns:
+            self._turn, self._published = hub.turns, 0
+        self._published += 1
+        if self._published > PUBLISHED_PER_TURN:
+            await asyncio.sleep(0)  # the turn ends, and what was published is written: a loop may not starve the rest
         return position
 
     async def notify(
@@ -175,7 +303,7 @@ class Hubbub:
     ) -> int:
         """Notify one or many users on all their devices. Returns how many live sessions it reached."""
         users = [user_id] if isinstance(user_id, str) else user_id
-        _, reached = await self.notifications.send(users, title, message, notification_type, metadata)
+        _, reached = await self._here(self.notifications.send(users, title, message, notification_type, metadata))
         return reached
 
     async def broadcast(
@@ -186,13 +314,43 @@ class Hubbub:
         exclude_users: Iterable[str] = (),
     ) -> int:
         """Notify everybody who is signed in. Returns how many live sessions it reached."""
-        return await self.notifications.broadcast(title, message, notification_type, exclude_users)
+        return await self._here(self.notifications.broadcast(title, message, notification_type, exclude_users))
 
     async def disconnect(self, user_id: str, *, revoke: bool = False, reason: str = "") -> int:
         """Close all sessions of a user; ``revoke``: and refuse the tokens issued until now. Returns how many."""
+        return await self._here(self._disconnect(user_id, revoke, reason))
+
+    async def _disconnect(self, user_id: str, revoke: bool, reason: str) -> int:
         if revoke:
             return self.hub.entrance.revoke(user_id=user_id)
         return self.hub.disconnect(user_id, CloseCode.NORMAL, reason)
+
+    def sessions(self, user_id: str) -> list[UserSession]:
+        """The live sessions of a user on this node: one per device or tab. In the hub's loop only."""
+        user = self.hub.users.get(user_id)
+        return [session_of(core, self.hub) for core in user or () if core.state is State.OPEN]
+
+    async def subscribe(self, user_id: str, channel: str) -> int:
+        """Subscribe all live sessions of a user to a channel; no authorizer is asked. Returns how many.
+
+        :raises ClientError: no channel's name, or one session has too many subscriptions.
+        """
+
+        async def work() -> int:
+            sessions = self.sessions(user_id)
+            for session in sessions:
+                await session.subscribe(channel)
+            return len(sessions)
+
+        return await self._here(work())
+
+    async def unsubscribe(self, user_id: str, channel: str, *, reason: str | None = None) -> int:
+        """End the subscriptions that a user's sessions have to a channel; each client is told. Returns how many."""
+
+        async def work() -> int:
+            return sum([await session.unsubscribe(channel, reason=reason) for session in self.sessions(user_id)])
+
+        return await self._here(work())
 
     def create_room(self, room_id: str, name: str | None = None) -> None:
         """Make a chat room.
@@ -226,6 +384,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class _Starts:
+    """Starts a hub with the first connection where the server sends no lifespan events (Daphne), or a parent app
+    keeps them to itself."""
+
+    def __init__(self, app: Any, hub: Hub) -> None:
+        self._app = app
+        self._hub = hub
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._hub.loop is None and scope["type"] != "lifespan":
+            await self._hub.ensure_started()
+        await self._app(scope, receive, send)
+
+
+class _Gates:
+    """The gate of several hubs in one app: closed when all of theirs are; each looks at its own again later."""
+
+    def __init__(self, hubs: Sequence[Hub]) -> None:
+        self._hubs = hubs
+
+    def refuse(self, connections: int) -> str | None:
+        reasons = [hub.refuse(len(hub.sessions)) for hub in self._hubs]
+        return None if None in reasons else reasons[0]
+
+
 class _Static(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -243,7 +426,7 @@ _PAGE_HEADERS = {
 
 async def _client_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ClientError)
-    status = HTTP_STATUS[error.code]
+    status = HTTP_STATUS.get(error.code, 400)  # an app has codes of its own
     headers = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -18,7 +18,7 @@ class Batch:
 
     :ivar channel: the channel's name, for gaps told to slow readers.
     :ivar policy: what a reader that does not keep up gets.
-    :ivar excluded: link → indexes of the publications that it must not get (``exclude_self``); None for nobody.
+    :ivar excluded: link → indexes of the publications that it must not get (``exclude_self``, a filter); None: nobody.
     """
 
     __slots__ = ("_json", "_msgpack", "_payloads", "channel", "excluded", "policy", "publications")
@@ -38,6 +38,12 @@ class Batch:
                 self.excluded = {}
             self.excluded.setdefault(exclude, set()).add(len(self.publications))
         self.publications.append(publication)
+
+    def hide(self, link: Link) -> None:
+        """Keep the last publication from a link."""
+        if self.excluded is None:
+            self.excluded = {}
+        self.excluded.setdefault(link, set()).add(len(self.publications) - 1)
 
     def joined(self, codec: Codec) -> bytes:
         """All of them as WebSocket frames in one string of bytes: what every fast reader is written. Made once."""

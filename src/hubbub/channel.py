@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from hubbub.batch import Batch
-from hubbub.ports import Lane, Link, Members
+from hubbub.order import NEVER, Order
+from hubbub.ports import Lane, Link, Members, Topic
 from hubbub.presence import Roster
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication
@@ -25,12 +26,32 @@ class Channel:
 
     :ivar lanes: the links, by how they are written to.
     :ivar epoch: of the positions that its subscribers were given last.
+    :ivar next: the offset of the publication to deliver next; :data:`~hubbub.order.NEVER` while each is to be looked at.
+    :ivar order: what is known while they do not simply come in order, or while somebody is subscribing.
+    :ivar subscribed: the broker knows that this node wants it.
     :ivar roster: who is here, where the channel has presence.
     :ivar watchers: links that want ``presence_changed``.
+    :ivar topic: what the app declared of it, if it did.
     :ivar waiting: fan-outs of it that are under way in slices.
     """
 
-    __slots__ = ("batch", "epoch", "lanes", "left", "name", "new", "options", "roster", "size", "waiting", "watchers")
+    __slots__ = (
+        "batch",
+        "epoch",
+        "lanes",
+        "left",
+        "name",
+        "new",
+        "next",
+        "options",
+        "order",
+        "roster",
+        "size",
+        "subscribed",
+        "topic",
+        "waiting",
+        "watchers",
+    )
 
     def __init__(self, name: str, options: ChannelOptions) -> None:
         self.name = name
@@ -38,9 +59,13 @@ class Channel:
         self.lanes: dict[Lane, Members] = {}
         self.size = 0
         self.epoch = ""
+        self.next = NEVER
+        self.order: Order | None = None
+        self.subscribed = False
         self.batch: Batch | None = None
         self.roster: Roster | None = Roster() if options.presence else None
         self.watchers: set[Link] | None = None
+        self.topic: Topic | None = None
         self.waiting: list[_Slices] = []
         self.new: set[str] | None = None  # users whose coming is to be told at the end of the turn
         self.left: set[str] | None = None
@@ -74,7 +99,7 @@ class Channel:
     @property
     def empty(self) -> bool:
         """True when nothing would be lost by forgetting it."""
-        return not self.size and not self.roster and not self.waiting and self.batch is None
+        return not (self.size or self.roster or self.waiting) and self.batch is None and self.order is None
 
 
 class _Slices:
@@ -111,6 +136,21 @@ class Fanout:
             self._dirty.append(channel)
             self._schedule()
         batch.add(publication, exclude)
+        topic = channel.topic
+        if topic is not None and topic.filters:
+            for link in channel.links():
+                session = link.session
+                if session is not None and not topic.visible(session, channel.name, publication):
+                    batch.hide(link)
+
+    def announce(self, channel: Channel, publication: Publication) -> None:
+        """Put what every subscriber must get, whatever the app's filter says, in its place among the publications."""
+        batch = channel.batch
+        if batch is None:
+            batch = channel.batch = Batch(channel.name, channel.options.slow)
+            self._dirty.append(channel)
+            self._schedule()
+        batch.add(publication)
 
     def seal(self, channel: Channel) -> None:
         """Close the channel's batch before its subscribers change: who comes now gets none of it, who goes all of it."""

@@ -6,15 +6,18 @@ coroutine where it may have to wait (see :meth:`Hub._step`: with the memory brok
 
 from __future__ import annotations
 
+from collections.abc import Coroutine, Sequence
 from functools import lru_cache
+from typing import Any
 
-from msgspec import UNSET
+import msgspec
 
 from hubbub import messages
 from hubbub.comings import present
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.hub import PERSONAL, Hub
 from hubbub.messages import CHANNEL_NAME
+from hubbub.ports import Topic
 from hubbub.session import Session
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication
@@ -33,6 +36,7 @@ class Commands:
         hub.route(messages.Publish, self.publish)
         hub.route(messages.GetHistory, self.history)
         hub.route(messages.GetPresence, self.presence)
+        hub.route(messages.Response, hub.calls.answered)
 
     def auth(self, session: Session, message: messages.Auth) -> None:
         self.hub.entrance.sign_in(session, message.token, message.session, message)
@@ -43,60 +47,53 @@ class Commands:
     def heartbeat(self, session: Session, message: messages.Heartbeat) -> None:
         self.hub.reply(session, messages.HeartbeatAck(ref=message.ref))
 
-    async def subscribe(self, session: Session, message: messages.Subscribe) -> None:
-        hub, name = self.hub, message.channel
-        options = self._may_read(session, name)
-        if name.startswith(PERSONAL):
-            # every session gets its user's channel anyway; this is only about what was missed
-            recovery = await hub.broker.recover(name, message.since, hub.settings.recovery_limit, options)
-        else:
-            recovery = await hub.attach(session, name, message.since, options, watch=message.presence)
-        codec = session.link.lane.codec
-        missed = hub.visible(session, recovery.publications)
-        reply = messages.Subscribed(
-            channel=name,
-            epoch=recovery.position.epoch,
-            offset=recovery.position.offset,
-            recovered=recovery.recovered,
-            messages=[codec.embed(publication.payload) for publication in missed],
-            ref=message.ref,
-        )
-        channel = hub.channels.get(name)
-        if message.presence and channel is not None and channel.roster is not None:
-            count = len(channel.roster)
-            small = count <= hub.settings.presence_limit
-            reply = messages.Subscribed(
-                **{
-                    field: getattr(reply, field)
-                    for field in reply.__struct_fields__
-                    if field not in ("presence", "count")
-                },
-                presence={u: present(dict(p)) for u, p in channel.roster.snapshot().items()} if small else UNSET,
-                count=count,
-            )
-        hub.reply(session, reply)
-        if message.since is not None and not recovery.recovered:
-            position = recovery.position
-            hub.reply(session, messages.Gap(channel=name, epoch=position.epoch, offset=position.offset))
-        session.link.flush()  # before any publication of the channel
+    def subscribe(self, session: Session, message: messages.Subscribe) -> Coroutine[Any, Any, None] | None:
+        return self._with_app(session, message, self._subscribe(session, message))
+
+    async def _subscribe(self, session: Session, message: messages.Subscribe) -> None:
+        await self._admit(session, message.channel)
+        await self.hub.subscriptions.subscribe(session, message.channel, message.since, message.presence, message.ref)
+
+    def _with_app(
+        self,
+        session: Session,
+        message: messages.Subscribe | messages.Publish | messages.GetHistory | messages.GetPresence,
+        work: Coroutine[Any, Any, None],
+    ) -> Coroutine[Any, Any, None] | None:
+        """What may run code of the app needs a task; the rest goes as far as it can at once."""
+        if self.hub.topic_of(message.channel) is None:
+            return work
+        self.hub.run(session, message, work)
+        return None
 
     async def unsubscribe(self, session: Session, message: messages.Unsubscribe) -> None:
         if message.channel.startswith("room:"):
             raise ClientError(ErrorCode.FORBIDDEN, "leave a room with leave_room")
-        if not self.hub.detach(session, message.channel):
+        if not self.hub.subscriptions.end(session, message.channel, None, message.ref):
             raise ClientError(ErrorCode.NOT_SUBSCRIBED, "there is no such subscription")
-        self.hub.reply(session, messages.Unsubscribed(channel=message.channel, ref=message.ref))
 
-    async def publish(self, session: Session, message: messages.Publish) -> None:
+    def publish(self, session: Session, message: messages.Publish) -> Coroutine[Any, Any, None] | None:
+        topic = self.hub.topic_of(message.channel)
+        if topic is None or not topic.edits:
+            return self._publish(session, message)
+        message.data = msgspec.Raw(bytes(message.data))  # a copy: the message's buffer is not kept
+        self.hub.run(session, message, self._publish(session, message, topic))
+        return None
+
+    async def _publish(self, session: Session, message: messages.Publish, topic: Topic | None = None) -> None:
         hub, name = self.hub, message.channel
         options = hub.options_for(name)
         self._may_publish(session, name, options)
         link = session.link
         codec = link.lane.codec
+        if topic is None:
+            data = messages.plain_data(message.data, is_json=codec.is_json)
+        else:
+            data = await topic.edit(session, name, message.data)
         user_id = session.user_id
         publication = publication_of(
             name,
-            messages.plain_data(message.data, is_json=codec.is_json),
+            data,
             options,
             key=message.key,
             user=user_id,
@@ -106,23 +103,35 @@ class Commands:
         position = await hub.broker.publish(name, publication, options)
         link.send(codec.encode(messages.PublishAck(position.offset, position.epoch, ref=message.ref)))
 
-    async def history(self, session: Session, message: messages.GetHistory) -> None:
+    def history(self, session: Session, message: messages.GetHistory) -> Coroutine[Any, Any, None] | None:
+        return self._with_app(session, message, self._history(session, message))
+
+    async def _history(self, session: Session, message: messages.GetHistory) -> None:
         hub, name = self.hub, message.channel
-        options = self._may_read(session, name)
+        options = await self._admit(session, name)
         position, page, more = await hub.broker.history(name, message.after, message.before, message.limit, options)
         codec = session.link.lane.codec
         reply = messages.HistoryReply(
             channel=name,
             epoch=position.epoch,
             offset=position.offset,
-            messages=[codec.embed(publication.payload) for publication in page],
+            messages=[codec.embed(publication.payload) for publication in self._shown(session, name, page)],
             more=more,
             ref=message.ref,
         )
         hub.reply(session, reply)
 
-    async def presence(self, session: Session, message: messages.GetPresence) -> None:
-        options = self._may_read(session, message.channel)
+    def _shown(self, session: Session, name: str, page: Sequence[Publication]) -> Sequence[Publication]:
+        topic = self.hub.topic_of(name)
+        if topic is None or not topic.filters:
+            return page
+        return [publication for publication in page if topic.visible(session, name, publication)]
+
+    def presence(self, session: Session, message: messages.GetPresence) -> Coroutine[Any, Any, None] | None:
+        return self._with_app(session, message, self._presence(session, message))
+
+    async def _presence(self, session: Session, message: messages.GetPresence) -> None:
+        options = await self._admit(session, message.channel)
         if not options.presence:
             raise ClientError(ErrorCode.FORBIDDEN, "this channel does not tell who is here")
         users, count = who_is_here(self.hub, message.channel)
@@ -131,6 +140,20 @@ class Commands:
         )
 
     # -- permissions
+
+    async def _admit(self, session: Session, name: str) -> ChannelOptions:
+        """The same as :meth:`_may_read`, and where the app decides about the channel, it is asked.
+
+        :raises ClientError: ``forbidden``, or what the app says.
+        """
+        topic = self.hub.topic_of(name)
+        if topic is None or not topic.authorizes:
+            return self._may_read(session, name)
+        check_name(name, session.user_id)
+        assert session.identity is not None
+        if not session.identity.grants.admin and name not in session.channels:
+            await topic.admit(session, name)
+        return topic.options
 
     def _may_read(self, session: Session, name: str) -> ChannelOptions:
         """Whether the session may subscribe to a channel, read its history, and see who is there.

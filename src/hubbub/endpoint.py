@@ -38,7 +38,7 @@ class SessionEndpoint:
         request = request_of(scope)
         refusal = self._refusal(request)
         if refusal is not None:
-            return await _deny(send, *refusal)
+            return await _deny(scope, send, *refusal)
         codec, subprotocol = _codec(request)
         room = scope.get("path_params", {}).get("room_id")
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
@@ -98,7 +98,7 @@ class EchoEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         if not self.hub.entrance.origin_ok(request_of(scope)):
-            return await _deny(send, 403, b"this page's origin is not allowed here (HUBBUB_ORIGINS)")
+            return await _deny(scope, send, 403, b"this page's origin is not allowed here (HUBBUB_ORIGINS)")
         await send({"type": "websocket.accept"})
         taken = scope.get("extensions", {}).get("hubbub.link")
         if taken is not None:
@@ -164,7 +164,9 @@ def _codec(request: Request) -> tuple[Codec, str | None]:
     return JSON, chosen
 
 
-async def _deny(send: Send, status: int, body: bytes) -> None:
+async def _deny(scope: Scope, send: Send, status: int, body: bytes) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        return await send({"type": "websocket.close"})  # which is a 403
     await send(
         {
             "type": "websocket.http.response.start",
@@ -172,4 +174,4 @@ async def _deny(send: Send, status: int, body: bytes) -> None:
             "headers": [(b"content-type", b"text/plain; charset=utf-8")],
         }
     )
-    await send({"type": "websocket.http.response.body", "body": body})
+    return await send({"type": "websocket.http.response.body", "body": body})

@@ -54,6 +54,8 @@ class Entrance:
         address = address_key(request.address)
         session = Session(link, address, now, room)
         link.session = session
+        if self._hub.keep_openings:
+            session.opening = request
         self._hub.sessions[session] = None
         self._hub.metrics.opened += 1
         # a Unix socket has no address: all come from the same proxy
@@ -106,8 +108,15 @@ class Entrance:
         )
         self._hub.reply(session, reply)
         if fresh:
-            for opener in self._hub.openers:
-                self._hub.step(session, message, opener(session))
+            hub = self._hub
+            if hub.greeters:
+                hub.run(session, message, self._open(session), unbounded=True)  # an app's code wants a task
+            elif hub.openers:
+                hub.step(session, message, self._open(session))
+
+    async def _open(self, session: Session) -> None:
+        for opener in (*self._hub.openers, *self._hub.greeters):
+            await opener(session)
 
     def _enter(self, session: Session, user_id: str, previous: str | None) -> None:
         user = self._hub.users.get(user_id) or User(user_id)

@@ -83,6 +83,14 @@ class ConfigurationError(HubbubError):
     """A setting, key or declaration that makes no sense. The message says what to change. Raised at start, never later."""
 
 
+class SessionClosed(HubbubError):
+    """The session is over (or not signed in yet), so nothing can be asked of its client."""
+
+
+class RequestFailed(HubbubError):
+    """A client answered a `request` with an error, or could not be asked."""
+
+
 class BrokerUnavailable(HubbubError):
     """The engine behind a channel did not answer; nothing is known to have been published."""
 
@@ -90,7 +98,7 @@ class BrokerUnavailable(HubbubError):
 class ClientError(HubbubError):
     """A request that is refused. It costs its sender an ``error`` message and disturbs nobody else.
 
-    :param code: what a program reads.
+    :param code: what a program reads; an app may have codes of its own beside those of :class:`ErrorCode`.
     :param message: what a person reads; never contains a token, a traceback or another user's data.
     :param close: the close code to end the connection with, or None to keep it.
     :param retry_after: seconds after which the same request may succeed.
@@ -100,10 +108,10 @@ class ClientError(HubbubError):
 
     def __init__(
         self,
-        code: ErrorCode,
+        code: ErrorCode | str,
         message: str,
         *,
-        close: CloseCode | None = None,
+        close: CloseCode | int | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(code, message)
@@ -126,7 +134,7 @@ class AuthenticationFailed(ClientError):
         self.reason = reason
 
 
-HTTP_STATUS: dict[ErrorCode, int] = {
+HTTP_STATUS: dict[str, int] = {
     ErrorCode.INVALID_JSON: 400,
     ErrorCode.INVALID_MESSAGE: 422,
     ErrorCode.UNKNOWN_TYPE: 400,

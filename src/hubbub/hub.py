@@ -10,16 +10,19 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache
+from math import inf
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from hubbub.batch import Batch
+from hubbub.calls import Calls
 from hubbub.channel import Channel, Fanout
 from hubbub.comings import Comings
 from hubbub.drain import drain
 from hubbub.eager import begin, finish
 from hubbub.entrance import Entrance
 from hubbub.errors import ClientError, CloseCode, ErrorCode
+from hubbub.inlet import OrderedInlet
 from hubbub.limits import Rate
 from hubbub.messages import (
     ClientMessage,
@@ -33,10 +36,11 @@ from hubbub.messages import (
 )
 from hubbub.metrics import Metrics
 from hubbub.patterns import Patterns
-from hubbub.ports import Broker, Clock, Lane, Link
+from hubbub.ports import Broker, Clock, Lane, Link, Topic
 from hubbub.session import Session, State, User
 from hubbub.settings import ChannelOptions, Settings
 from hubbub.stream import Publication, Recovery
+from hubbub.subscriptions import Subscriptions
 
 log = logging.getLogger("hubbub")
 
@@ -49,22 +53,42 @@ SWEEP: Final = 0.5
 PERSONAL: Final = "user:"
 EPHEMERAL: Final = ChannelOptions(history_size=0)
 
-Handler: TypeAlias = Callable[[Session, Any], "Coroutine[Any, Any, None] | None"]
+Handler: TypeAlias = Callable[..., "Coroutine[Any, Any, None] | None"]
 
 
 class Route:
     """A kind of client message: who handles it, and how often it came.
 
     :ivar anonymous: whether it may come before ``auth``.
+    :ivar whole: whether the handler also wants the message as it came (an app's handlers: they decode the rest of it).
     """
 
-    __slots__ = ("anonymous", "handle", "name", "received")
+    __slots__ = ("anonymous", "handle", "name", "received", "whole")
 
-    def __init__(self, name: str, handle: Handler, anonymous: bool = False) -> None:
+    def __init__(self, name: str, handle: Handler, anonymous: bool = False, whole: bool = False) -> None:
         self.name = name
         self.handle = handle
         self.anonymous = anonymous
+        self.whole = whole
         self.received = 0
+
+
+class Run:
+    """A handler that waits for something.
+
+    :ivar deadline: monotonic seconds; infinite for none.
+    :ivar begun: its task has had its first turn; one that had not must not be cancelled, since nothing would be called.
+    :ivar late: it was told to stop, because the deadline went by.
+    """
+
+    __slots__ = ("begun", "deadline", "late", "ref", "task")
+
+    def __init__(self, deadline: float, ref: str | None) -> None:
+        self.begun = False
+        self.deadline = deadline
+        self.late = False
+        self.ref = ref
+        self.task: asyncio.Task[None] | None = None
 
 
 class Hub:
@@ -82,6 +106,10 @@ class Hub:
         self.metrics = Metrics()
         self.fanout = Fanout(self.schedule)
         self.sessions: dict[Session, None] = {}
+        self.runs: dict[Session, Run] = {}
+        self.calls = Calls(self)
+        self.subscriptions = Subscriptions(self)
+        self.turns = 0
         self.users: dict[str, User] = {}
         self.channels: dict[str, Channel] = {}
         self.routes: dict[type[ClientMessage], Route] = {}
@@ -90,8 +118,12 @@ class Hub:
         self.leavers: list[Callable[[Session], None]] = []
         self.sweepers: list[Callable[[float], None]] = []
         self.openers: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
+        self.greeters: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
+        self.keep_openings = False
         self.channel_rules: list[tuple[str, ChannelRule]] = []
         self._reserved: tuple[str, ...] = ()
+        self.topics: list[Topic] = []
+        self.topic_of = lru_cache(maxsize=65_536)(self._find_topic)
         self.options_for = lru_cache(maxsize=65_536)(self._find_options)
         self._patterns = [(Patterns((pattern,)), options) for pattern, options in settings.channels.items()]
         self._inbox = Inbox(())
@@ -103,6 +135,7 @@ class Hub:
         self._abuse_rate = Rate.per_second(settings.abuse_limit / 60, settings.abuse_limit)
         self.entrance = Entrance(self)
         self.comings = Comings(self)
+        self.inlet = OrderedInlet(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -119,12 +152,14 @@ class Hub:
         self.channel_rules.append((prefix, rule))
         self._reserved = (*self._reserved, prefix)
 
-    def route(self, struct: type[ClientMessage], handle: Handler, *, anonymous: bool = False) -> None:
-        """Say who handles a kind of message. Before :meth:`start`."""
+    def route(
+        self, struct: type[ClientMessage], handle: Handler, *, anonymous: bool = False, whole: bool = False
+    ) -> None:
+        """Say who handles a kind of message."""
         name = str(struct.__struct_config__.tag)
         if name in self._inbox.types:
             raise ValueError(f"two handlers for messages of type {name!r}")
-        self.routes[struct] = Route(name, handle, anonymous)
+        self.routes[struct] = Route(name, handle, anonymous, whole)
         self._inbox = Inbox((*self._inbox.types.values(), struct))
 
     async def ensure_started(self) -> None:
@@ -136,7 +171,7 @@ class Hub:
         """Connect the broker and begin to sweep."""
         self._loop = asyncio.get_running_loop()
         self.metrics.started = self.clock.monotonic()
-        await self.broker.start(self)
+        await self.broker.start(self.inlet)
         self._timer = self._loop.call_later(SWEEP, self._tick)
 
     async def stop(self) -> None:
@@ -145,9 +180,12 @@ class Hub:
             self._timer.cancel()
         for session in list(self.sessions):
             session.link.abort()
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *(run.task for run in self.runs.values() if run.task is not None)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if tasks:  # not for ever: a handler may keep its cancellation to itself
+            await asyncio.wait(tasks, timeout=self.settings.close_timeout)
+        self.runs.clear()
         await self.broker.stop()
         # an app may be started again, in another loop: tests do
         self._loop = self._timer = None
@@ -162,7 +200,7 @@ class Hub:
 
     # -- opening and closing a session
 
-    def close(self, session: Session, code: CloseCode, reason: str = "") -> None:
+    def close(self, session: Session, code: int, reason: str = "") -> None:
         """Close a session's connection; what belongs to it is freed when the connection is gone."""
         session.link.close(code, reason)
 
@@ -176,6 +214,7 @@ class Hub:
         del self.sessions[session]
         self.entrance.gone(session)
         session.busy = None
+        session.handle = None  # it refers back
         link.session = None
         self.metrics.closed(code, self.clock.monotonic() - session.started)
 
@@ -186,6 +225,8 @@ class Hub:
         session.state = State.CLOSED
         for leaver in self.leavers:
             leaver(session)
+        if session in self.calls.waiting:
+            self.calls.left(session)
         for name in list(session.channels):
             self.detach(session, name)
         self.entrance.left(session)
@@ -198,13 +239,25 @@ class Hub:
         if session is None or session.state is State.CLOSED:
             return
         if session.busy is not None:
+            if self.calls.waiting and self.calls.takes(session, message):
+                return  # what the running handler waits for cannot wait for the handler
+            full = len(session.busy) >= self.settings.request_queue
+            if full and session in self.calls.waiting:  # not held: the answer must be able to come in
+                error = ClientError(ErrorCode.BUSY, "too many messages wait for a handler", retry_after=1.0)
+                self.refuse_message(session, error, self._inbox.ref_of(message))
+                return
             session.busy.append(message)
-            if len(session.busy) >= self.settings.request_queue:
+            if len(session.busy) >= self.settings.request_queue and session not in self.calls.waiting:
                 link.hold()
             return
-        self._handle(session, message)
+        self.handle(session, message)
 
-    def _handle(self, session: Session, message: str | bytes) -> None:
+    def kind_of(self, message: str | bytes) -> str | None:
+        """The type of a message, if that can be read."""
+        return self._inbox.kind_of(message)
+
+    def handle(self, session: Session, message: str | bytes) -> None:
+        """Decode a message, check that it may come now, and run its handler. Never raises."""
         command: ClientMessage | None = None
         try:
             if self._limited:
@@ -218,16 +271,12 @@ class Hub:
                 raise ClientError(
                     ErrorCode.AUTHENTICATION_REQUIRED, "send an auth message first", close=CloseCode.UNAUTHORIZED
                 )
-            if not route.received & 63:
-                began = perf_counter()
-                running = route.handle(session, command)
-                if running is not None:
-                    self.step(session, command, running)
-                self.metrics.handlers.add(perf_counter() - began)
-                return
-            running = route.handle(session, command)
+            began = 0.0 if route.received & 63 else perf_counter()
+            running = route.handle(session, command, message) if route.whole else route.handle(session, command)
             if running is not None:
                 self.step(session, command, running)
+            if began:
+                self.metrics.handlers.add(perf_counter() - began)
         except Exception as error:
             ref = self._inbox.ref_of(message) if command is None and isinstance(error, ClientError) else None
             self._failed(session, command, error, ref)
@@ -239,30 +288,80 @@ class Hub:
         except Exception as error:
             self._failed(session, command, error)
             return
-        if rest is None:
-            return
-        session.busy = []
-        assert self._loop is not None
-        task = self._loop.create_task(self._finish(session, command, rest))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if rest is not None:
+            self._start(session, command, rest, self.settings.handler_timeout)
 
-    async def _finish(self, session: Session, command: ClientMessage | None, rest: Awaitable[None]) -> None:
+    def run(
+        self,
+        session: Session,
+        command: ClientMessage | None,
+        work: Coroutine[Any, Any, None],
+        timeout: float | None = None,
+        *,
+        unbounded: bool = False,
+    ) -> None:
+        """Run a handler in a task of its own: an app's code needs one, whether it waits or not.
+
+        The session's next message waits for its end; a handler past its timeout (seconds; None: HUBBUB_HANDLER_TIMEOUT,
+        0: none) is cancelled at the next sweep. ``unbounded``: however many run already.
+
+        :raises ClientError: ``busy``: HUBBUB_MAX_HANDLERS run already.
+        """
+        limit = self.settings.max_handlers
+        if limit and len(self.runs) >= limit and not unbounded:
+            work.close()
+            self.metrics.limited("handlers")
+            raise ClientError(ErrorCode.BUSY, "the server is busy", retry_after=1.0)
+        self._start(session, command, work, self.settings.handler_timeout if timeout is None else timeout)
+
+    def _start(self, session: Session, command: ClientMessage | None, work: Awaitable[None], timeout: float) -> None:
+        assert self._loop is not None
+        session.busy = []
+        ref = command.ref if command is not None else None
+        run = self.runs[session] = Run(self.clock.monotonic() + timeout if timeout else inf, ref)
+        run.task = self._loop.create_task(self._finish(session, command, work, run))
+
+    async def _finish(self, session: Session, command: ClientMessage | None, work: Awaitable[None], run: Run) -> None:
+        run.begun = True
         try:
-            async with asyncio.timeout(self.settings.handler_timeout or None):
-                await rest
-        except TimeoutError:
-            self._failed(session, command, ClientError(ErrorCode.BUSY, "this took too long", retry_after=1.0))
+            await work
         except Exception as error:
-            self._failed(session, command, error)
+            if not run.late:
+                self._failed(session, command, error)
+        except asyncio.CancelledError:
+            if not run.late:
+                raise
+            # it was told when the deadline went by; the session goes on
+        finally:
+            if self.runs.get(session) is run:
+                del self.runs[session]
         self._next(session)
+
+    def _sweep_runs(self, monotonic: float) -> None:
+        """Stop the handlers whose time is up; give up on a session whose handler does not stop then."""
+        for session, run in list(self.runs.items()):
+            if run.deadline > monotonic or run.task is None or not run.begun:
+                continue
+            if run.late:
+                log.error(
+                    "a handler did not end when it was cancelled",
+                    extra={"user": session.user.id if session.user is not None else ""},
+                )
+                self.close(session, CloseCode.INTERNAL_ERROR, "a handler hangs")
+                run.deadline = inf
+                continue
+            run.late = True
+            run.deadline = monotonic + max(5.0, self.settings.handler_timeout)
+            self.metrics.limited("handler_time")
+            self._failed(session, None, ClientError(ErrorCode.BUSY, "this took too long", retry_after=1.0), run.ref)
+            run.task.cancel()
 
     def _next(self, session: Session) -> None:
         """The handler is done: take up what came meanwhile, in order."""
         queue = session.busy or []
         session.busy = None
-        while queue and session.state is not State.CLOSED:
-            self._handle(session, queue.pop(0))
+        while queue and session.state is not State.CLOSED and not session.link.closing:
+            self.handle(session, queue.pop(0))
             if session.busy is not None:
                 session.busy.extend(queue)
                 return
@@ -285,7 +384,7 @@ class Hub:
     def refuse_message(self, session: Session, error: ClientError, ref: str | None) -> None:
         """Tell a client of a refusal; close the connection where the refusal or repeated abuse asks for it."""
         if isinstance(error, WrongMessage):
-            ref = error.ref
+            ref = error.ref or ref
         self.metrics.refused(error.code)
         close = error.close
         if close is None and error.code in _ABUSE:
@@ -327,6 +426,7 @@ class Hub:
     def _turn(self) -> None:
         """The end of a turn: tell of comings and goings, write the batches, then what is left of the replies."""
         self._scheduled = False
+        self.turns += 1
         if self.comings:
             self.comings.tell()
         self.fanout.turn()
@@ -340,10 +440,22 @@ class Hub:
         for prefix, rule in self.channel_rules:
             if name.startswith(prefix):
                 return rule.options  # a feature takes what the settings say of exactly its channels
+        topic = self.topic_of(name)
+        if topic is not None:
+            return topic.options
         for pattern, options in self._patterns:
             if pattern(name):
                 return options
         return _DEFAULT_OPTIONS
+
+    def _find_topic(self, name: str) -> Topic | None:
+        return next((topic for topic in self.topics if topic.match(name) is not None), None)
+
+    def declare(self, topic: Topic) -> None:
+        """Add what the app says of the channels of a pattern."""
+        self.topics.append(topic)
+        self.topic_of.cache_clear()
+        self.options_for.cache_clear()
 
     async def attach(
         self, session: Session, name: str, since: Position | None, options: ChannelOptions, *, watch: bool = False
@@ -354,12 +466,17 @@ class Hub:
         """
         session.subscribe(name, self.settings.max_channels_per_session)
         channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name, options)
+            channel.topic = self.topic_of(name)
+        self.inlet.begin(channel)
         try:
-            if channel is None:
-                channel = self.channels[name] = Channel(name, options)
+            if not channel.subscribed:  # who comes while another's request is under way must not read history before it
                 await self.broker.subscribe(name)
-            recovery = await self.broker.recover(name, since, self.settings.recovery_limit, options)
+                channel.subscribed = True
+            recovery = await self.inlet.recover(channel, since)
         except BaseException:
+            self.inlet.done(channel)
             self.detach(session, name)
             raise
         # no await from here: what the broker hands over next is after the position
@@ -367,9 +484,9 @@ class Hub:
         if channel.waiting:
             self.fanout.catch_up(channel, session.link)
         if session.state is State.CLOSED:
+            self.inlet.done(channel)
             self.release(channel)
             return recovery
-        channel.epoch = recovery.position.epoch
         link = session.link
         was_new = link not in channel.lanes.get(link.lane, ())
         channel.add(link)
@@ -377,11 +494,19 @@ class Hub:
             channel.watchers = {*(channel.watchers or ()), link}
         if was_new:
             self.comings.join(channel, session)
+            if channel.topic is not None and channel.size == 1:
+                channel.topic.occupancy(name, True)
+        self.inlet.done(channel)
         return recovery
 
-    def visible(self, session: Session, publications: Iterable[Publication]) -> list[Publication]:
-        """Leave out what this session published itself with ``exclude_self``, now or before it reconnected."""
-        return [publication for publication in publications if not self._is_own(session, publication)]
+    def visible(self, session: Session, publications: Iterable[Publication], name: str) -> list[Publication]:
+        """Leave out what this session published itself with ``exclude_self``, now or before it reconnected, and what
+        the channel's filter keeps from it."""
+        shown = [publication for publication in publications if not self._is_own(session, publication)]
+        topic = self.topic_of(name)
+        if topic is None or not topic.filters:
+            return shown
+        return [publication for publication in shown if topic.visible(session, name, publication)]
 
     def _is_own(self, session: Session, publication: Publication) -> bool:
         if publication.origin is None or session.user is None or publication.user != session.user.id:
@@ -404,6 +529,8 @@ class Hub:
         channel.discard(link)
         if was_in:
             self.comings.leave(channel, session)
+            if channel.topic is not None and not channel.size:
+                channel.topic.occupancy(name, False)
         self.release(channel)
         return True
 
@@ -422,13 +549,32 @@ class Hub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something of the app that nobody waits for, in a task of its own. It sees to its own exceptions."""
+        assert self._loop is not None
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that the hub runs in; None while it does not run."""
+        return self._loop
+
     def deliver(self, channel: str, publication: Publication) -> None:
-        """The Inlet: a publication from the broker, in offset order per channel."""
+        """The Inlet: a publication from the broker. What is not the next one of its channel goes to :attr:`inlet`."""
         if channel.startswith(PERSONAL):
             self._deliver_personal(channel[len(PERSONAL) :], publication)
             return
         local = self.channels.get(channel)
-        if local is None or not local.size:
+        if local is None:
+            return
+        if publication.offset == local.next:
+            local.next += 1
+        elif publication.offset:
+            self.inlet.out_of_turn(local, publication)
+            return
+        if not local.size:
             return
         exclude = None
         if publication.origin is not None and publication.user is not None:
@@ -439,6 +585,23 @@ class Hub:
         self.fanout.add(local, publication, exclude)
 
     def _deliver_personal(self, user_id: str, publication: Publication) -> None:
+        line = self.inlet.lines.get(user_id)
+        if line is not None and publication.offset == line.next:
+            line.next += 1
+        elif publication.offset and not self.inlet.personal(user_id, publication):
+            return
+        self._send_personal(user_id, publication)
+
+    def tell(self, channel: str, publication: Publication) -> None:
+        """Send something that is no publication to all subscribers, in its place among those."""
+        if channel.startswith(PERSONAL):
+            self._send_personal(channel[len(PERSONAL) :], publication)
+            return
+        local = self.channels.get(channel)
+        if local is not None and local.size:
+            self.fanout.announce(local, publication)
+
+    def _send_personal(self, user_id: str, publication: Publication) -> None:
         for session in self.users.get(user_id, ()):
             if session.state is State.OPEN:
                 session.link.send(session.link.lane.codec.convert(publication.payload))
@@ -488,6 +651,10 @@ class Hub:
         """Everything that is due: deadlines, expiries, graces, slow readers. About twice a second."""
         monotonic, now = self.clock.monotonic(), self.clock.time()
         self.entrance.sweep(monotonic, now)
+        if self.runs:
+            self._sweep_runs(monotonic)
+        if self.calls.waiting:
+            self.calls.sweep(monotonic)
         self.comings.sweep(monotonic)
         for link in list(self.behind):
             if not link.behind:

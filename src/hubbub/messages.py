@@ -127,6 +127,14 @@ class Typing(ClientMessage, tag="typing"):
     room_id: Annotated[str, Meta(max_length=64)] | None = None
 
 
+class Response(ClientMessage, tag="response"):
+    """The answer to a `request`: ``data``, or ``error`` where it could not be served."""
+
+    id: Annotated[str, Meta(max_length=64)]
+    data: Raw = Raw(b"null")
+    error: Annotated[str, Meta(max_length=1000)] | None = None
+
+
 # -- server → client ---------------------------------------------------------------------------------------------
 
 
@@ -165,11 +173,16 @@ class Subscribed(Reply, tag="subscribed"):
     messages: list[Any]
     presence: dict[str, Any] | UnsetType = UNSET
     count: int | UnsetType = UNSET
+    state: Any = UNSET
 
 
 class Unsubscribed(Reply, tag="unsubscribed"):
     channel: str
     reason: str | None = None
+
+
+class Ack(Reply, tag="ack", gc=False):
+    """A handler of the app is done, and has nothing else to say."""
 
 
 class PublishAck(Reply, tag="ack", gc=False):
@@ -279,6 +292,14 @@ class Reconnect(ServerMessage, tag="reconnect"):
     """The server is about to drain: come back after so many seconds (different for each client)."""
 
     after: float
+
+
+class ServerRequest(ServerMessage, tag="request"):
+    """The server asks this client for something; it answers with `response` and the same ``id``."""
+
+    id: str
+    method: str
+    data: Any = None
 
 
 class Error(Reply, tag="error"):
@@ -397,6 +418,10 @@ class Inbox:
         if kind_of is not None and kind_of not in self.types:
             return WrongMessage(ErrorCode.UNKNOWN_TYPE, f"no message has the type {kind_of[:64]!r}", ref, None)
         return WrongMessage(ErrorCode.INVALID_MESSAGE, str(error)[:300], ref, kind_of)
+
+    def kind_of(self, data: str | bytes) -> str | None:
+        """The ``type`` of a message, without decoding the rest."""
+        return self._envelope(data)[0]
 
     def ref_of(self, data: str | bytes) -> str | None:
         """The ``ref`` of a message that is refused without being decoded."""

@@ -56,6 +56,7 @@ class Metrics:
         self.auth_failures: Counter[str] = Counter()
         self.limits: Counter[str] = Counter()
         self.drops: Counter[str] = Counter()
+        self.order: Counter[str] = Counter()
         self.notifications: Counter[str] = Counter()
         self.handshakes = Histogram(LATENCIES)
         self.handlers = Histogram(LATENCIES)
@@ -121,6 +122,9 @@ class Metrics:
         yield _counter("hubbub_auth_failures", "Tokens refused, by reason", "reason", self.auth_failures)
         yield _counter("hubbub_limited", "Connections and messages refused by a limit", "limit", self.limits)
         yield _counter("hubbub_dropped", "Messages not delivered, by reason", "reason", self.drops)
+        yield _counter(
+            "hubbub_order", "Publications that did not come in their turn, by what was done", "what", self.order
+        )
         yield _counter("hubbub_notifications", "Notifications sent, by type", "type", self.notifications)
         yield _counter("hubbub_transport_events", "What happened below the sessions", "event", below)
         yield self.handshakes.family("hubbub_handshake_seconds", "From the request to the open session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from hubbub.errors import CloseCode
+from msgspec import Raw
+
 from hubbub.messages import Codec, Position
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication, Recovery
@@ -43,7 +44,7 @@ class Link(Protocol):
         """Write what is queued now."""
         ...
 
-    def close(self, code: CloseCode, reason: str = "") -> None:
+    def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; whatever the peer does, the connection is gone after the close timeout."""
         ...
 
@@ -66,6 +67,11 @@ class Link(Protocol):
     @property
     def behind(self) -> bool:
         """True while the peer does not take what it is sent."""
+        ...
+
+    @property
+    def closing(self) -> bool:
+        """True from the closing handshake on: nothing more is sent, and nothing more is handed to the sink."""
         ...
 
 
@@ -187,14 +193,86 @@ class Direct(Protocol):
         ...
 
 
+# -- the app: what it says of its channels -------------------------------------------------------------------------
+
+
+class Topic(Protocol):
+    """What the app declared of the channels of one pattern. Its code is only ever called from a task."""
+
+    @property
+    def options(self) -> ChannelOptions:
+        """How they behave."""
+        ...
+
+    @property
+    def has_state(self) -> bool:
+        """Whether who subscribes gets an initial state."""
+        ...
+
+    @property
+    def filters(self) -> bool:
+        """Whether subscribers may get different publications."""
+        ...
+
+    @property
+    def authorizes(self) -> bool:
+        """Whether the app decides who may subscribe (and not the token's grants)."""
+        ...
+
+    @property
+    def edits(self) -> bool:
+        """Whether the app looks at what clients publish."""
+        ...
+
+    def match(self, name: str) -> Any:
+        """The variable parts of a name, or None if it is not of this pattern."""
+        ...
+
+    async def admit(self, session: Session, name: str) -> None:
+        """:raises ClientError: the session may not read the channel."""
+        ...
+
+    async def state(self, session: Session, name: str) -> bytes:
+        """The channel's state for who subscribes now, as JSON text."""
+        ...
+
+    async def edit(self, session: Session, name: str, data: Raw) -> bytes:
+        """What a client publishes (in its codec), checked and rewritten, as JSON text.
+
+        :raises ClientError: it may not be published.
+        """
+        ...
+
+    def visible(self, session: Session, name: str, publication: Publication) -> bool:
+        """Whether a subscriber gets a publication. Never raises."""
+        ...
+
+    def occupancy(self, name: str, occupied: bool) -> None:
+        """The first subscriber of a channel on this node came, or the last one went."""
+        ...
+
+
 # -- brokers: where publications are kept and how they reach every node --------------------------------------------
 
 
 class Inlet(Protocol):
-    """What a broker hands publications to: the hub of this node."""
+    """What a broker hands publications to: the hub of this node. It puts them in order, and drops what comes twice."""
 
     def deliver(self, channel: str, publication: Publication) -> None:
-        """A publication on a channel that this node is subscribed to. Per channel, calls come in offset order."""
+        """A publication on a channel that this node is subscribed to.
+
+        Nearly always in offset order: what comes early waits until history has given what is missing before it. A
+        broker that notices a new epoch says so with :meth:`lost` before it hands over anything of it, and then nothing
+        of the old one any more.
+        """
+        ...
+
+    def lost(self, channel: str | None) -> None:
+        """Publications of a channel (None: of any) may have been missed, or its epoch may be another.
+
+        They are checked against history, and had from there. To be called once the broker receives again, so that
+        nothing can fall between.
+        """
         ...
 
 

@@ -14,7 +14,7 @@ from hubbub.limits import Rate
 
 if TYPE_CHECKING:
     from hubbub.auth import Identity
-    from hubbub.ports import Link
+    from hubbub.ports import Link, Request
 
 
 class State(IntEnum):
@@ -61,6 +61,8 @@ class Session:
     :ivar watching: those of them whose presence it is told of; None for none.
     :ivar room: the room of the endpoint (``/ws/chat/{room_id}``), or None.
     :ivar declared: it said which session it continues, so it is known which publications were its own.
+    :ivar handle: what the app holds of it (:class:`hubbub.toolkit.session.Session`), once it has asked.
+    :ivar opening: its opening request, where the app has a dependency that wants it.
     :ivar started: monotonic seconds of its start.
     """
 
@@ -71,9 +73,11 @@ class Session:
         "busy",
         "channels",
         "declared",
+        "handle",
         "id",
         "identity",
         "link",
+        "opening",
         "room",
         "started",
         "state",
@@ -96,6 +100,8 @@ class Session:
         self.busy: list[str | bytes] | None = None
         self.warned = False
         self.declared = False
+        self.handle: object | None = None
+        self.opening: Request | None = None
         self._tat = 0.0
         self._abuse = 0.0
 

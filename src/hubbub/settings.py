@@ -127,10 +127,20 @@ class Settings(BaseSettings):
     typing_timeout: Seconds = Field(default=5.0, description="How long a typing mark lasts without a new one.")
     drain_seconds: Seconds = Field(default=10.0, description="Over how long connections are closed at shutdown.")
     handler_timeout: Seconds = Field(default=30.0, description="How long a message handler may take; 0 = off.", ge=0)
+    request_timeout: Seconds = Field(
+        default=10.0,
+        description="How long a client may take to answer a `request`, unless the app says otherwise.",
+        gt=0,
+    )
 
     # -- how much is kept for a reader
     outbox_bytes: int = Field(default=1 << 20, ge=1024, description="Bytes queued for a reader that does not keep up.")
     outbox_seconds: Seconds = Field(default=10.0, description="Age of the oldest byte queued for it; 0 = off.")
+    max_handlers: Count = Field(
+        default=10_000,
+        description="Handlers of an app that may run at once, over all sessions; beyond: `busy`; 0 = off.",
+    )
+    max_requests: int = Field(default=16, ge=1, description="Requests to one session that may wait for an answer.")
     request_queue: int = Field(default=64, ge=1, description="Messages of a session that wait for a running handler.")
 
     # -- channels, rooms, presence

@@ -95,7 +95,7 @@ class MemoryBroker:
                 self._histories.move_to_end(channel)
                 self._idle.pop(channel, None)
             elif channel not in self._wanted and now - self._idle.setdefault(channel, now) >= max(history.ttl, 60.0):
-                self._forget(channel)
+                self.forget(channel)
             else:
                 self._histories.move_to_end(channel)
 
@@ -117,12 +117,15 @@ class MemoryBroker:
     def _make_room(self) -> None:
         for channel in islice(self._histories, 256):
             if channel not in self._wanted:
-                self._forget(channel)
+                self.forget(channel)
                 return
         raise ClientError(ErrorCode.TOO_MANY, "too many channels are in use", retry_after=10.0)
 
-    def _forget(self, channel: str) -> None:
-        self.bytes += self._histories.pop(channel).clear()
+    def forget(self, channel: str) -> None:
+        """Lose a channel's history: who asks next finds a new epoch."""
+        history = self._histories.pop(channel, None)
+        if history is not None:
+            self.bytes += history.clear()
         self._idle.pop(channel, None)
 
     def _shed(self, keep: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from hubbub.errors import CloseCode
@@ -63,6 +64,8 @@ class AsgiLink:
         self._closing: tuple[int, str] | None = None
         self._sending_since: float | None = None
         self._tasks: tuple[asyncio.Task[Any], ...] = ()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._aborted = False
 
     # -- what the hub calls
 
@@ -104,6 +107,10 @@ class AsgiLink:
     def behind(self) -> bool:
         return self._sending_since is not None and len(self._outbox) > 0
 
+    @property
+    def closing(self) -> bool:
+        return self._closing is not None
+
     def overdue(self, now: float) -> bool:
         limit, since = self._settings.outbox_seconds, self._sending_since
         stuck = bool(limit) and since is not None and now - since >= limit
@@ -115,11 +122,11 @@ class AsgiLink:
             self._closing = self._closing or (code, reason)
             self._work.set()
             self._reading.set()
-            if self._sending_since is not None:
-                # the close frame cannot leave before what is stuck: then end without it
-                asyncio.get_running_loop().call_later(self._settings.close_timeout, self.abort)
+            # the close frame may not get past what is stuck, or may get no answer
+            self._deadline = asyncio.get_running_loop().call_later(self._settings.close_timeout, self.abort)
 
     def abort(self) -> None:
+        self._aborted = True
         self._closing = self._closing or (CloseCode.ABNORMAL, "")
         for task in self._tasks:
             task.cancel()
@@ -140,17 +147,27 @@ class AsgiLink:
         code: int = CloseCode.ABNORMAL
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done() and self._closing is not None and not reader.done():
-                # ours was the close frame: give the peer its time to answer
-                await asyncio.wait((reader,), timeout=self._settings.close_timeout)
             if self._closing is not None:
                 code = self._closing[0]
-            elif reader.done() and not reader.cancelled() and reader.exception() is None:
+                if _ended_well(writer):
+                    # some servers (granian) send no close frame while they are asked for the next message
+                    reader.cancel()
+                    await asyncio.wait((reader,), timeout=self._settings.close_timeout)
+                    if reader.cancelled() and not self._aborted:
+                        self._tasks = (asyncio.create_task(self._part(receive)),)
+                        await asyncio.wait(self._tasks)
+            elif _ended_well(reader):
                 code = reader.result()
+        except asyncio.CancelledError:
+            if self._closing is None:
+                self._depart()
+            raise
         finally:
             self._closing = self._closing or (code, "")
             # nothing is awaited from here: whoever cancelled us would cancel that too, and the session would stay
-            for task in self._tasks:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            for task in (reader, writer, *self._tasks):
                 task.cancel()
                 task.add_done_callback(_look_at)
             self._sink.lost(self, code)
@@ -191,10 +208,44 @@ class AsgiLink:
                     break
             self._sink.caught_up(self)
             if self._closing is not None:
-                code, reason = self._closing
-                short = reason.encode()[:123].decode(errors="ignore")  # what fits (RFC 6455, 5.5)
-                await self._send({"type": "websocket.close", "code": int(code), "reason": short})
                 return
+
+    async def _part(self, receive: Receive) -> None:
+        """Send our close frame, and wait until the peer has answered it."""
+        assert self._closing is not None
+        code, reason = self._closing
+        try:
+            await self._send(_close(code, reason))
+        except Exception:
+            # Daphne sends 1000 and 3000 to 4999 only. If it was for another reason, this fails as well.
+            await self._send(_close(_substitute(code), reason))
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    def _depart(self) -> None:
+        """The server ends us without having asked, as most do when they shut down: say what can be said at once."""
+        for code in (CloseCode.SERVICE_RESTART, _substitute(CloseCode.SERVICE_RESTART)):
+            with suppress(Exception):  # the code is one that it does not send; or the peer is gone
+                sending = self._send(_close(code, "restarting")).__await__()
+                next(sending, None)
+                if isinstance(sending, Generator):
+                    sending.close()  # it would wait
+                return
+
+
+def _close(code: int, reason: str) -> dict[str, Any]:
+    short = reason.encode()[:123].decode(errors="ignore")  # what fits (RFC 6455, 5.5)
+    return {"type": "websocket.close", "code": int(code), "reason": short}
+
+
+def _substitute(code: int) -> CloseCode:
+    """A close code that any server sends, and that says the same about coming back."""
+    comes_back = code in (CloseCode.GOING_AWAY, CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART)
+    return CloseCode.OVER_CAPACITY if comes_back else CloseCode.NORMAL
+
+
+def _ended_well(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

@@ -368,6 +368,10 @@ class WebSocketProtocol(asyncio.Protocol):
     # -- writing
 
     @property
+    def closing(self) -> bool:
+        return self._closing or self.lost
+
+    @property
     def behind(self) -> bool:
         return self._paused
 

@@ -1,0 +1,319 @@
+"""What comes in from the broker: each channel in the order of its offsets, with what is missing had from history.
+
+A broker may hand publications over twice, late, in another order, or lose some. The hub delivers those that are in turn
+itself; all others come here. They are held while history is asked for what is missing. Only if history cannot give that,
+the subscribers are told: ``gap``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from hubbub.channel import Channel
+from hubbub.errors import BrokerUnavailable
+from hubbub.messages import JSON, Position
+from hubbub.order import NEVER, Answer, Order
+from hubbub.session import Session
+from hubbub.settings import ChannelOptions
+from hubbub.stream import Publication, Recovery
+
+if TYPE_CHECKING:
+    from hubbub.hub import Hub
+
+log = logging.getLogger("hubbub")
+
+AT_ONCE: Final = 64
+"""Channels for which history is asked at the same time: after a lost connection all of them are due."""
+FIRST_PAUSE: Final = 0.05
+"""Seconds before history is asked again when the broker did not answer; twice as long after each time."""
+LONGEST_PAUSE: Final = 5.0
+PATIENCE: Final = 5
+"""How often a history that lacks what it should have is asked before its readers are told of a gap."""
+PERSONAL: Final = "user:"
+GAP_KEY: Final = "\x00gap"
+"""A slow reader's newest gap replaces older ones, and no publication does: no client's key has a NUL."""
+
+
+class Line(Protocol):
+    """What has publications in an order: a channel with subscribers, or a user's own one."""
+
+    name: str
+    epoch: str
+    next: int
+    order: Order | None
+
+
+class Personal:
+    """A user's own channel, as far as its order goes. It has no subscribers: all sessions of the user get it.
+
+    :ivar next: the offset of the next publication; :data:`NEVER` while every one is to be looked at.
+    """
+
+    __slots__ = ("epoch", "name", "next", "order")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.epoch = ""
+        self.next = NEVER
+        self.order: Order | None = None
+
+
+class OrderedInlet:
+    """The Inlet of a hub.
+
+    :ivar hub: whose.
+    :ivar lines: the personal channels whose position is known, by user. They go with the user's last session.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.deliver = hub.deliver  # itself: a method around it would cost as much as its check
+        self.lines: dict[str, Personal] = {}
+        self._events = hub.metrics.order
+        self._running = 0
+        self._starting = False
+        self._waiting: deque[tuple[Line, Order]] = deque()
+        hub.leavers.append(self._left)
+
+    # -- what the hub hands over
+
+    def out_of_turn(self, line: Line, publication: Publication) -> None:
+        """A publication that is not the next one."""
+        order = line.order
+        if order is None:
+            if line.next == NEVER:
+                return  # nobody was told a position: nobody waits for it
+            order = self._in_doubt(line)
+        deliver = order.take(publication)
+        if deliver is None:
+            self._events["duplicate"] += 1
+        elif deliver:
+            self._emit(line, deliver)
+        else:
+            self._events["early"] += 1
+        self._settle(line, order)
+
+    def personal(self, user_id: str, publication: Publication) -> bool:
+        """A publication of a user's own channel that is not known to be the next one. True: deliver it."""
+        line = self.lines.get(user_id)
+        if line is None:
+            if user_id not in self.hub.users:
+                return False
+            line = self.lines[user_id] = Personal(PERSONAL + user_id)
+        order = line.order
+        if order is None and line.next == NEVER:
+            # The first. What was before it nobody was promised: a session that wants that says so (`subscribe`).
+            line.next = publication.offset + 1
+            return True
+        if order is not None and not order.next:
+            order.next = publication.offset
+        self.out_of_turn(line, publication)
+        return False
+
+    def lost(self, channel: str | None) -> None:
+        """Publications of a channel (None: of any) may have been missed, or its epoch may be another: ask history."""
+        lines: list[Line] = []
+        if channel is None:
+            lines = [*self.hub.channels.values(), *self.lines.values()]
+        elif channel.startswith(PERSONAL):
+            personal = self.lines.get(channel[len(PERSONAL) :])
+            lines = [personal] if personal is not None else []
+        elif channel in self.hub.channels:
+            lines = [self.hub.channels[channel]]
+        for line in lines:
+            if line.order is None and line.next == NEVER:
+                continue
+            if self._options(line).history_size:
+                order = self._in_doubt(line)
+                order.doubt()
+                self._settle(line, order)
+
+    # -- who subscribes
+
+    def begin(self, line: Line) -> None:
+        """Somebody is subscribing: note what is delivered meanwhile, until :meth:`done`."""
+        self._in_doubt(line).readers += 1
+
+    async def recover(self, line: Line, since: Position | None) -> Recovery:
+        """What a reader at ``since`` has missed, up to where this node is: what is delivered next continues it.
+
+        Between :meth:`begin` and :meth:`done`.
+
+        :raises BrokerUnavailable: history does not answer.
+        """
+        hub = self.hub
+        options = self._options(line)
+        while True:
+            order = line.order
+            assert order is not None
+            asked = order.here
+            recovery = await hub.broker.recover(line.name, since, hub.settings.recovery_limit, options)
+            fitted, others = order.join(asked, since, recovery)
+            self._apply(line, order, others)
+            if fitted is not None:
+                return fitted
+            if order.wants:
+                await self._ask(line, order)
+
+    def done(self, line: Line) -> None:
+        """It has subscribed, or it failed to."""
+        order = line.order
+        assert order is not None
+        self._emit(line, order.left())
+        self._settle(line, order)
+
+    async def recover_personal(self, user_id: str, since: Position | None) -> Recovery:
+        """The same for a user's own channel, which the session has already.
+
+        :raises BrokerUnavailable: history does not answer.
+        """
+        line = self.lines.get(user_id)
+        if line is None:
+            line = self.lines[user_id] = Personal(PERSONAL + user_id)
+        self.begin(line)
+        try:
+            return await self.recover(line, since)
+        finally:
+            self.done(line)
+
+    def _left(self, session: Session) -> None:
+        if self.lines and session.user is not None and len(session.user.sessions) <= 1:
+            self.lines.pop(session.user.id, None)
+
+    # -- in doubt, and out of it
+
+    def _in_doubt(self, line: Line) -> Order:
+        order = line.order
+        if order is None:
+            order = line.order = Order(line.epoch, line.next)
+            line.next = NEVER
+        return order
+
+    def _settle(self, line: Line, order: Order) -> None:
+        """Ask history if that is to be done; go back to the plain way if all is in order."""
+        line.epoch = order.epoch
+        if order.wants:
+            self._start(line, order)
+        elif order.settled and not order.filling and line.order is order:
+            line.order = None
+            line.next = order.next or NEVER
+            if isinstance(line, Channel):
+                self.hub.release(line)
+
+    def _emit(self, line: Line, publications: list[Publication]) -> None:
+        for publication in publications:
+            line.next = publication.offset  # so that it is in turn
+            self.hub.deliver(line.name, publication)
+        line.next = NEVER
+
+    def _apply(self, line: Line, order: Order, answer: Answer) -> None:
+        line.epoch = order.epoch
+        if answer.gap is not None:
+            self._events["gap"] += 1
+            self.hub.tell(line.name, gap_of(line.name, answer.gap))
+        if answer.filled:
+            self._events["filled"] += answer.filled
+        self._emit(line, answer.publications)
+
+    # -- asking history
+
+    def _start(self, line: Line, order: Order) -> None:
+        if order.filling:
+            return
+        order.filling = True
+        if self._running < AT_ONCE:
+            self._running += 1
+            self.hub.spawn(self._fill(line, order))
+        else:
+            self._waiting.append((line, order))
+
+    async def _fill(self, line: Line, order: Order) -> None:
+        try:
+            await self._until_settled(line, order)
+        except asyncio.CancelledError:
+            # the hub stops: nobody is left to tell
+            self._drop(line, order)
+            for other in self._waiting:
+                self._drop(*other)
+            self._waiting.clear()
+            raise
+        finally:
+            order.filling = False
+            self._running -= 1
+        if self._waited_for(line, order):
+            self._settle(line, order)
+        else:
+            self._drop(line, order)
+        if not self._starting:  # or one that ends at once would start the next within itself, and that one the next
+            self._starting = True
+            while self._waiting and self._running < AT_ONCE:
+                line, order = self._waiting.popleft()
+                order.filling = False
+                self._settle(line, order)
+            self._starting = False
+
+    async def _until_settled(self, line: Line, order: Order) -> None:
+        pause, asked = FIRST_PAUSE, 0
+        while order.wants and self._waited_for(line, order):
+            was = order.here
+            try:
+                await self._ask(line, order)
+            except Exception as error:
+                if not isinstance(error, BrokerUnavailable):
+                    log.error("history cannot be read", exc_info=error, extra={"channel": line.name})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            if order.here != was or not order.behind:
+                pause, asked = FIRST_PAUSE, 0
+            elif asked < PATIENCE:
+                asked += 1
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._apply(line, order, order.skip())
+
+    async def _ask(self, line: Line, order: Order) -> None:
+        broker, options = self.hub.broker, self._options(line)
+        try:
+            if not order.epoch:
+                read = await broker.recover(line.name, None, 0, options)
+                if not order.epoch:
+                    self._apply(line, order, order.learn(read.position))
+            question = order.ask()
+            recovery = await broker.recover(line.name, question.since, self.hub.settings.recovery_limit, options)
+        except BaseException:
+            order.unanswered()
+            raise
+        self._apply(line, order, order.answer(question, recovery))
+
+    def _options(self, line: Line) -> ChannelOptions:
+        return line.options if isinstance(line, Channel) else self.hub.options_for(line.name)
+
+    def _waited_for(self, line: Line, order: Order) -> bool:
+        """Whether anybody still wants to have it in order."""
+        if line.order is not order:
+            return False
+        if isinstance(line, Channel):
+            return bool(line.size or order.readers)
+        return bool(order.readers) or self.lines.get(line.name[len(PERSONAL) :]) is line
+
+    def _drop(self, line: Line, order: Order) -> None:
+        """Nobody waits any more: the next who subscribes says where we are."""
+        order.filling = False
+        if line.order is order and not order.readers:
+            line.order = None
+            line.next = NEVER
+            if isinstance(line, Channel):
+                self.hub.release(line)
+
+
+def gap_of(channel: str, position: Position) -> Publication:
+    """A ``gap`` that goes the way of the channel's publications, so that it is in order with them."""
+    head = b'{"type":"gap","channel":%b,"epoch":%b,"offset":' % (JSON.encode(channel), JSON.encode(position.epoch))
+    if not position.offset:
+        return Publication(head + b"0}", key=GAP_KEY)
+    return Publication(head, b"}", GAP_KEY, offset=position.offset)

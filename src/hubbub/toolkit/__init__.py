@@ -1,0 +1,1 @@
+"""What an app declares: typed handlers, channels as code, dependencies. See ``docs/apps.md``."""
