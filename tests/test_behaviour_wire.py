@@ -242,7 +242,11 @@ FIELDS: dict[str, dict[str, tuple[bool, Any, list[Any]]]] = {
         "client_id": (False, None, [1, "", "x" * 129]),
     },
     "typing": {"room_id": (False, None, [1, "x" * 65])},
-    "response": {"id": (True, "1", [1, None, "x" * 65]), "data": (False, 1, []), "error": (False, None, [1, "x" * 1001])},
+    "response": {
+        "id": (True, "1", [1, None, "x" * 65]),
+        "data": (False, 1, []),
+        "error": (False, None, [1, "x" * 1001]),
+    },
     "ping": {},
     "heartbeat": {},
     "list_rooms": {},

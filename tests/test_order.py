@@ -24,7 +24,7 @@ from hubbub.ports import Request
 from hubbub.session import Session
 from hubbub.stream import Publication, Recovery
 from hubbub.testing import FaultyBroker, HandClock, hub_client
-from tests.support import settings_for
+from tests.support import settings_for, until
 
 A, B = "aaaa", "bbbb"
 
@@ -661,10 +661,11 @@ async def test_many_channels_are_looked_into_a_few_at_a_time(monkeypatch: pytest
         broker.slow = True
         broker.resubscribe()
         most = 0
-        while hub.hub.inlet._running:
-            most = max(most, len(broker.pending))
-            broker.answer()
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while hub.hub.inlet._running:
+                most = max(most, len(broker.pending))
+                broker.answer()
+                await asyncio.sleep(0)
         assert most == 3
         broker.slow = False
         assert sorted(m["channel"] for m in await alice.drained()) == sorted(names)
@@ -749,8 +750,7 @@ async def test_history_is_read_once_the_broker_has_the_subscription_whoever_aske
     async with hub_client(app, "alice", subscribe=["*"]) as alice, hub_client(app, "bob", subscribe=["*"]) as bob:
         for number, client in enumerate((alice, bob)):
             await client.send("subscribe", channel="news")
-            while len(broker.waiting) <= number:
-                await asyncio.sleep(0)
+            await until(lambda count=number: len(broker.waiting) > count)  # type: ignore[misc]  # a lambda's default
         assert broker.calls == ["subscribe", "subscribe"]
         for waiting in broker.waiting:
             waiting.set_result(None)

@@ -36,7 +36,7 @@ from hubbub.redaction import RedactTokens
 from hubbub.session import Session, State
 from hubbub.settings import ChannelOptions, Settings, load_settings
 from hubbub.toolkit.blocking import Blocking
-from hubbub.toolkit.dependencies import Call, Callee, Context
+from hubbub.toolkit.dependencies import Call, Callee, Context, Owner
 from hubbub.toolkit.handlers import Declaration, Handler
 from hubbub.toolkit.names import NamePattern
 from hubbub.toolkit.router import Declared, Declares, Hook
@@ -65,7 +65,7 @@ class SystemClock:
         self.monotonic: Callable[[], float] = monotonic
 
 
-class Hubbub(Declares):
+class Hubbub(Declares, Owner):
     """Real-time features for a FastAPI app: sessions on ``/ws``, rooms, notifications, presence, history, the server API,
     and the app's own typed handlers and channels (:meth:`on`, :meth:`channel`).
 
@@ -136,6 +136,7 @@ class Hubbub(Declares):
             if self.prefix + path in taken:
                 raise ConfigurationError(f"the app has a route {self.prefix + path} already: give Hubbub a prefix=")
         self.app = app
+        _redact_server_logs()  # here too: not every server sends lifespan events
         api = Api(self.hub, self.chat, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
         app.add_exception_handler(ClientError, _client_error)
@@ -225,18 +226,15 @@ class Hubbub(Declares):
         self.hub.keep_openings |= handler.asks_opening
 
     def _add_topic(self, topic: BoundTopic) -> None:
-        for prefix in self.hub.reserved:
-            own = NamePattern(prefix + "{name:path}", "Hubbub's own")
-            if topic.name_pattern.overlaps(own):
-                raise ConfigurationError(f"{topic.name_pattern} overlaps with {own}")
-        for other in self.topics:
-            if topic.name_pattern.overlaps(other.name_pattern):
-                raise ConfigurationError(f"{topic.name_pattern} overlaps with {other.name_pattern}")
+        own = [NamePattern(prefix + "{name:path}", "Hubbub's own") for prefix in self.hub.reserved]
+        for other in (*(each.name_pattern for each in self.topics), *own):
+            if topic.name_pattern.overlaps(other):
+                raise ConfigurationError(f"{topic.name_pattern} overlaps with {other}")
         self.topics.append(topic)
         self.hub.declare(topic)
 
     def _add_hook(self, hook: Hook) -> None:
-        callee = Callee(hook.fn, Context(f"a {hook.kind} hook", hub_type=type(self)), around=hook.around)
+        callee = Callee(hook.fn, Context(f"a {hook.kind} hook"), around=hook.around)
         self.hub.keep_openings |= callee.asks_opening
         if hook.kind == "connected":
 
@@ -393,7 +391,7 @@ class _Starts:
         self._hub = hub
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._hub.loop is None and scope["type"] != "lifespan":
+        if scope["type"] != "lifespan":
             await self._hub.ensure_started()
         await self._app(scope, receive, send)
 
@@ -435,7 +433,7 @@ async def _client_error(request: Request, error: Exception) -> Response:
 
 def _redact_server_logs() -> None:
     """Servers log the paths of WebSockets, and ?token= is in them."""
-    for name in ("uvicorn.error", "uvicorn.access", "hypercorn.access", "hypercorn.error"):
+    for name in ("uvicorn.error", "uvicorn.access", "hypercorn.access", "hypercorn.error", "granian.access"):
         logger = logging.getLogger(name)
         if not any(isinstance(each, RedactTokens) for each in logger.filters):
             logger.addFilter(RedactTokens())

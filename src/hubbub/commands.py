@@ -63,7 +63,7 @@ class Commands:
         """What may run code of the app needs a task; the rest goes as far as it can at once."""
         if self.hub.topic_of(message.channel) is None:
             return work
-        self.hub.run(session, message, work)
+        self.hub.runs.start(session, message, work)
         return None
 
     async def unsubscribe(self, session: Session, message: messages.Unsubscribe) -> None:
@@ -77,7 +77,7 @@ class Commands:
         if topic is None or not topic.edits:
             return self._publish(session, message)
         message.data = msgspec.Raw(bytes(message.data))  # a copy: the message's buffer is not kept
-        self.hub.run(session, message, self._publish(session, message, topic))
+        self.hub.runs.start(session, message, self._publish(session, message, topic))
         return None
 
     async def _publish(self, session: Session, message: messages.Publish, topic: Topic | None = None) -> None:

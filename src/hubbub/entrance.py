@@ -110,9 +110,9 @@ class Entrance:
         if fresh:
             hub = self._hub
             if hub.greeters:
-                hub.run(session, message, self._open(session), unbounded=True)  # an app's code wants a task
+                hub.runs.start(session, message, self._open(session), unbounded=True)  # an app's code wants a task
             elif hub.openers:
-                hub.step(session, message, self._open(session))
+                hub.runs.step(session, message, self._open(session))
 
     async def _open(self, session: Session) -> None:
         for opener in (*self._hub.openers, *self._hub.greeters):

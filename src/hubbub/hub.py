@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
-from math import inf
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +36,7 @@ from hubbub.messages import (
 from hubbub.metrics import Metrics
 from hubbub.patterns import Patterns
 from hubbub.ports import Broker, Clock, Lane, Link, Topic
+from hubbub.runs import Runs
 from hubbub.session import Session, State, User
 from hubbub.settings import ChannelOptions, Settings
 from hubbub.stream import Publication, Recovery
@@ -73,24 +73,6 @@ class Route:
         self.received = 0
 
 
-class Run:
-    """A handler that waits for something.
-
-    :ivar deadline: monotonic seconds; infinite for none.
-    :ivar begun: its task has had its first turn; one that had not must not be cancelled, since nothing would be called.
-    :ivar late: it was told to stop, because the deadline went by.
-    """
-
-    __slots__ = ("begun", "deadline", "late", "ref", "task")
-
-    def __init__(self, deadline: float, ref: str | None) -> None:
-        self.begun = False
-        self.deadline = deadline
-        self.late = False
-        self.ref = ref
-        self.task: asyncio.Task[None] | None = None
-
-
 class Hub:
     """Everything of one node that lives as long as the process.
 
@@ -106,7 +88,7 @@ class Hub:
         self.metrics = Metrics()
         self.fanout = Fanout(self.schedule)
         self.sessions: dict[Session, None] = {}
-        self.runs: dict[Session, Run] = {}
+        self.runs = Runs(self)
         self.calls = Calls(self)
         self.subscriptions = Subscriptions(self)
         self.turns = 0
@@ -138,6 +120,7 @@ class Hub:
         self.inlet = OrderedInlet(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     # -- start and stop
@@ -164,8 +147,11 @@ class Hub:
 
     async def ensure_started(self) -> None:
         """Start if that was not done: mounted apps get no lifespan from Starlette."""
-        if self._loop is None:
-            await self.start()
+        if self._timer is not None:
+            return
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.ensure_future(self.start())
+        await asyncio.shield(self._starting)  # whoever comes meanwhile waits for the same start
 
     async def start(self) -> None:
         """Connect the broker and begin to sweep."""
@@ -180,15 +166,14 @@ class Hub:
             self._timer.cancel()
         for session in list(self.sessions):
             session.link.abort()
-        tasks = [*self._tasks, *(run.task for run in self.runs.values() if run.task is not None)]
-        for task in tasks:
+        await self.runs.stop()
+        for task in self._tasks:
             task.cancel()
-        if tasks:  # not for ever: a handler may keep its cancellation to itself
-            await asyncio.wait(tasks, timeout=self.settings.close_timeout)
-        self.runs.clear()
+        if self._tasks:  # not for ever: one may keep its cancellation to itself
+            await asyncio.wait(self._tasks, timeout=self.settings.close_timeout)
         await self.broker.stop()
         # an app may be started again, in another loop: tests do
-        self._loop = self._timer = None
+        self._loop = self._timer = self._starting = None
         self._scheduled = self.draining = False
 
     def refuse(self, connections: int) -> str | None:
@@ -274,103 +259,14 @@ class Hub:
             began = 0.0 if route.received & 63 else perf_counter()
             running = route.handle(session, command, message) if route.whole else route.handle(session, command)
             if running is not None:
-                self.step(session, command, running)
+                self.runs.step(session, command, running)
             if began:
                 self.metrics.handlers.add(perf_counter() - began)
         except Exception as error:
             ref = self._inbox.ref_of(message) if command is None and isinstance(error, ClientError) else None
-            self._failed(session, command, error, ref)
+            self.failed(session, command, error, ref)
 
-    def step(self, session: Session, command: ClientMessage | None, running: Coroutine[Any, Any, None]) -> None:
-        """Run a handler as far as it goes without waiting: nearly always to its end, and then no task is made."""
-        try:
-            rest = begin(running)
-        except Exception as error:
-            self._failed(session, command, error)
-            return
-        if rest is not None:
-            self._start(session, command, rest, self.settings.handler_timeout)
-
-    def run(
-        self,
-        session: Session,
-        command: ClientMessage | None,
-        work: Coroutine[Any, Any, None],
-        timeout: float | None = None,
-        *,
-        unbounded: bool = False,
-    ) -> None:
-        """Run a handler in a task of its own: an app's code needs one, whether it waits or not.
-
-        The session's next message waits for its end; a handler past its timeout (seconds; None: HUBBUB_HANDLER_TIMEOUT,
-        0: none) is cancelled at the next sweep. ``unbounded``: however many run already.
-
-        :raises ClientError: ``busy``: HUBBUB_MAX_HANDLERS run already.
-        """
-        limit = self.settings.max_handlers
-        if limit and len(self.runs) >= limit and not unbounded:
-            work.close()
-            self.metrics.limited("handlers")
-            raise ClientError(ErrorCode.BUSY, "the server is busy", retry_after=1.0)
-        self._start(session, command, work, self.settings.handler_timeout if timeout is None else timeout)
-
-    def _start(self, session: Session, command: ClientMessage | None, work: Awaitable[None], timeout: float) -> None:
-        assert self._loop is not None
-        session.busy = []
-        ref = command.ref if command is not None else None
-        run = self.runs[session] = Run(self.clock.monotonic() + timeout if timeout else inf, ref)
-        run.task = self._loop.create_task(self._finish(session, command, work, run))
-
-    async def _finish(self, session: Session, command: ClientMessage | None, work: Awaitable[None], run: Run) -> None:
-        run.begun = True
-        try:
-            await work
-        except Exception as error:
-            if not run.late:
-                self._failed(session, command, error)
-        except asyncio.CancelledError:
-            if not run.late:
-                raise
-            # it was told when the deadline went by; the session goes on
-        finally:
-            if self.runs.get(session) is run:
-                del self.runs[session]
-        self._next(session)
-
-    def _sweep_runs(self, monotonic: float) -> None:
-        """Stop the handlers whose time is up; give up on a session whose handler does not stop then."""
-        for session, run in list(self.runs.items()):
-            if run.deadline > monotonic or run.task is None or not run.begun:
-                continue
-            if run.late:
-                log.error(
-                    "a handler did not end when it was cancelled",
-                    extra={"user": session.user.id if session.user is not None else ""},
-                )
-                self.close(session, CloseCode.INTERNAL_ERROR, "a handler hangs")
-                run.deadline = inf
-                continue
-            run.late = True
-            run.deadline = monotonic + max(5.0, self.settings.handler_timeout)
-            self.metrics.limited("handler_time")
-            self._failed(session, None, ClientError(ErrorCode.BUSY, "this took too long", retry_after=1.0), run.ref)
-            run.task.cancel()
-
-    def _next(self, session: Session) -> None:
-        """The handler is done: take up what came meanwhile, in order."""
-        queue = session.busy or []
-        session.busy = None
-        while queue and session.state is not State.CLOSED and not session.link.closing:
-            self.handle(session, queue.pop(0))
-            if session.busy is not None:
-                session.busy.extend(queue)
-                return
-        if session.state is not State.CLOSED:
-            session.link.release()
-
-    def _failed(
-        self, session: Session, command: ClientMessage | None, error: Exception, ref: str | None = None
-    ) -> None:
+    def failed(self, session: Session, command: ClientMessage | None, error: Exception, ref: str | None = None) -> None:
         ref = command.ref if command is not None else ref
         if isinstance(error, ClientError):
             self.refuse_message(session, error, ref)
@@ -652,7 +548,7 @@ class Hub:
         monotonic, now = self.clock.monotonic(), self.clock.time()
         self.entrance.sweep(monotonic, now)
         if self.runs:
-            self._sweep_runs(monotonic)
+            self.runs.sweep(monotonic)
         if self.calls.waiting:
             self.calls.sweep(monotonic)
         self.comings.sweep(monotonic)

@@ -41,6 +41,10 @@ Overrides: TypeAlias = Mapping[Callable[..., Any], Callable[..., Any]]
 Getter: TypeAlias = Callable[["Call"], Any]
 
 
+class Owner:
+    """Base of the class by which functions ask for the hub: ``hub: Hubbub``."""
+
+
 class Call:
     """One call: what the outermost function and its dependencies may ask for.
 
@@ -77,7 +81,6 @@ class Context:
     :param names: the variable parts of the channel's name.
     :param fields: the fields of the message that dependencies may take by name; None: there is no message.
     :param session: whether there is one.
-    :param hub_type: the class whose parameters get the hub itself.
     """
 
     def __init__(
@@ -87,19 +90,17 @@ class Context:
         names: Iterable[str] = (),
         fields: Iterable[str] | None = None,
         session: bool = True,
-        hub_type: type[Any] | None = None,
     ) -> None:
         self.what = what
         self.names = frozenset(names)
         self.fields = None if fields is None else frozenset(fields)
         self.session = session
-        self.hub_type = hub_type
         self.found: dict[str, tuple[Any, Any]] | None = None
 
     @classmethod
-    def collecting(cls, what: str, *, hub_type: type[Any] | None = None) -> Context:
+    def collecting(cls, what: str) -> Context:
         """For a handler without a message type: what nothing else gives becomes a field of the message (in ``found``)."""
-        context = cls(what, hub_type=hub_type)
+        context = cls(what)
         context.found = {}
         return context
 
@@ -358,7 +359,7 @@ class _Compiler:
             return _get_session
         if kind is Identity:
             return _get_identity
-        if self._context.hub_type is not None and kind in self._context.hub_type.__mro__ and kind is not object:
+        if issubclass(kind, Owner):
             return _get_hub
         if kind is HTTPConnection and self._context.session:
             self._plan.asks_opening = True
@@ -493,4 +494,4 @@ def _name_getter(fn: Callable[..., Any], parameter: Parameter) -> Getter:
     return get
 
 
-__all__ = ["Call", "Callee", "Context"]
+__all__ = ["Call", "Callee", "Context", "Owner"]

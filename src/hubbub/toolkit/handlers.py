@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import params
+from fastapi.security import SecurityScopes
 from starlette.background import BackgroundTasks
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
+from hubbub.auth import Identity
 from hubbub.errors import ConfigurationError
 from hubbub.messages import Ack, ClientMessage
 from hubbub.session import Session as CoreSession
-from hubbub.toolkit.dependencies import Call, Callee, Context
+from hubbub.toolkit.dependencies import Call, Callee, Context, Owner
 from hubbub.toolkit.session import Session, session_of
 from hubbub.toolkit.shapes import (
     CannotServe,
@@ -72,7 +76,7 @@ class Handler:
         self._app = app
         self._owner = owner
         self._timeout = declared.timeout
-        self.shape, self._callee = self._read(declared, type(owner))
+        self.shape, self._callee = self._read(declared)
         self.type = declared.prefix + self._type_of(declared)
         if TYPE_NAME.fullmatch(self.type) is None:
             raise ConfigurationError(
@@ -102,7 +106,7 @@ class Handler:
         message = None
         if self.shape is not None:
             message = self.shape.decode(raw, is_json=isinstance(raw, str), ref=command.ref)
-        self._hub.run(core, command, self._run(core, message, command.ref), self._timeout)
+        self._hub.runs.start(core, command, self._run(core, message, command.ref), self._timeout)
 
     async def _run(self, core: CoreSession, message: Any, ref: str | None) -> None:
         call = Call(session_of(core, self._hub), message, hub=self._owner, app=self._app())
@@ -122,17 +126,17 @@ class Handler:
 
     # -- once, when it is declared
 
-    def _read(self, declared: Declaration, hub_type: type[Any]) -> tuple[Shape | None, Callee]:
+    def _read(self, declared: Declaration) -> tuple[Shape | None, Callee]:
         """The message's shape, and the function ready to be called. One object is the whole message; anything else is
         a field of it (as FastAPI reads a body)."""
         fn, around = declared.fn, declared.around
-        own = [p for p in parameters_of(fn, around) if p.depends is None and not is_special(p, hub_type)]
+        own = [p for p in parameters_of(fn, around) if p.depends is None and not is_special(p)]
         more: dict[str, Any] = {"dependencies": declared.dependencies, "around": around}
         if len(own) == 1 and is_object(own[0].annotation):
             shape = self._shape(own[0].full, f"{own[0].name!r}")
-            context = Context("a handler", fields=shape.fields, hub_type=hub_type)
+            context = Context("a handler", fields=shape.fields)
             return shape, Callee(fn, context, taken={own[0].name: _message}, **more)
-        context = Context.collecting("a handler", hub_type=hub_type)
+        context = Context.collecting("a handler")
         callee = Callee(fn, context, **more)
         if not context.found:
             return None, callee
@@ -185,19 +189,12 @@ def _message(call: Call) -> Any:
     return call.message
 
 
-def is_special(parameter: Parameter, hub_type: type[Any]) -> bool:
+def is_special(parameter: Parameter) -> bool:
     """Whether a parameter is asked for by its type, and so is nothing of the message."""
-    from fastapi.security import SecurityScopes
-    from starlette.requests import HTTPConnection
-    from starlette.responses import Response
-
-    from hubbub.auth import Identity
-
     kind = parameter.annotation
     if not isinstance(kind, type):
         return False
-    special = (Session, Identity, HTTPConnection, Response, BackgroundTasks, SecurityScopes)
-    return issubclass(kind, special) or (kind is not object and kind in hub_type.__mro__)
+    return issubclass(kind, (Session, Identity, Owner, HTTPConnection, Response, BackgroundTasks, SecurityScopes))
 
 
 __all__ = ["Declaration", "Handler"]

@@ -40,11 +40,6 @@ class Declares:
     def _declare(self, declared: Declared) -> None:
         raise NotImplementedError
 
-    def _hub_type(self) -> type[Any]:
-        from hubbub.app import Hubbub
-
-        return Hubbub
-
     @overload
     def on(self, type: F, /) -> F: ...
     @overload
@@ -132,7 +127,6 @@ class Declares:
             slow=slow,
             subscribe=subscribe,
             publish=publish,
-            hub_type=self._hub_type(),
             place=frame_place,
         )
         self._declare(Declared(topic))

@@ -165,7 +165,9 @@ def uses_pydantic(kind: Any) -> bool:
         _check_msgspec(kind)
         return False
     if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
-        return True  # what msgspec makes of a dataclass lacks the fields that were left to their defaults, when it is sent
+        return (
+            True  # what msgspec makes of a dataclass lacks the fields that were left to their defaults, when it is sent
+        )
     try:
         _check_msgspec(kind)
     except CannotServe:

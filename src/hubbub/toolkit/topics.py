@@ -23,7 +23,7 @@ from hubbub.toolkit.handlers import is_special
 from hubbub.toolkit.names import NamePattern
 from hubbub.toolkit.session import session_of
 from hubbub.toolkit.shapes import CannotServe, Shape, data_bytes
-from hubbub.toolkit.signature import MISSING, names_around, parameters_of, place_of
+from hubbub.toolkit.signature import MISSING, names_around, parameters_of, place_of, returns
 
 if TYPE_CHECKING:
     from hubbub.app import Hubbub
@@ -49,6 +49,8 @@ class Topic:
     functions (run in a thread), and may have dependencies.
 
     :ivar pattern: literal text, ``{name}`` for one or more characters but ``:``, ``{name:path}`` for any.
+    :ivar name_types: what the hooks take the variable parts of the name as, where they say.
+    :ivar returned: what the hooks are annotated to return, by their names, where they say.
     """
 
     def __init__(
@@ -61,7 +63,6 @@ class Topic:
         slow: SlowPolicy,
         subscribe: Literal["grant", "anyone"],
         publish: PublishPolicy | None,
-        hub_type: type[Any],
         place: str,
     ) -> None:
         self.name_pattern = NamePattern(pattern, place)
@@ -77,11 +78,12 @@ class Topic:
         except ValueError as error:
             raise ConfigurationError(f"{place}: {pattern!r}: {error}") from None
         self._publish_policy = publish
-        self._hub_type = hub_type
         self.bound: list[BoundTopic] = []
         self.hooks: dict[str, Callee] = {}
         self.data_shape: Shape | None = None
         self.filter_shape: Shape | None = None
+        self.name_types: dict[str, Any] = {}
+        self.returned: dict[str, Any] = {}
 
     @property
     def pattern(self) -> str:
@@ -163,9 +165,7 @@ class Topic:
         if name in self.hooks:
             raise ConfigurationError(f"{self.pattern!r} has two {name}: {self.hooks[name].place}, and {place}")
         alone = name in ("occupied", "vacated")
-        context = Context(
-            f"{name} of a channel", names=self.name_pattern.names, session=not alone, hub_type=self._hub_type
-        )
+        context = Context(f"{name} of a channel", names=self.name_pattern.names, session=not alone)
         taken: dict[str, Any] = {}
         if name in ("on_publish", "visible"):
             shape = None
@@ -173,7 +173,7 @@ class Topic:
                 if (
                     parameter.depends is None
                     and parameter.name not in self.name_pattern.names
-                    and not is_special(parameter, self._hub_type)
+                    and not is_special(parameter)
                     and not taken
                 ):
                     taken[parameter.name] = _get_message
@@ -188,6 +188,9 @@ class Topic:
                 f"{place}: it is called for every subscriber and publication, so it must be a plain function without Depends"
             )
         self.hooks[name] = callee
+        types = {each.name: each.full for each in parameters_of(fn, around) if each.full is not MISSING}
+        self.name_types |= {each: types[each] for each in self.name_pattern.names if each in types}
+        self.returned[name] = returns(fn, around)
         for bound in self.bound:
             bound.changed()
         return fn

@@ -1,0 +1,142 @@
+"""Hubbub's own messages as the AsyncAPI document tells of them: what the structs in ``messages.py`` do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from hubbub import messages
+from hubbub.errors import ErrorCode
+from hubbub.messages import ClientMessage, ServerMessage
+from hubbub.toolkit.shapes import own_type
+
+# -- written by hand for speed, so the server has no structs of them
+
+
+class Publication(Struct, tag_field="type", tag="publication", omit_defaults=True):
+    """``offset``: 1, 2, 3, …; 0 where the channel keeps no history. Without ``user_id`` the server published it."""
+
+    channel: str
+    offset: int
+    data: Any
+    user_id: str | None = None
+    key: str | None = None
+
+
+class MessageData(Struct, omit_defaults=True):
+    """``id``: the room's offset: 1, 2, 3, …"""
+
+    id: int
+    user_id: str
+    message: str
+    timestamp: str
+    client_id: str | None = None
+
+
+class Message(Struct, tag_field="type", tag="message"):
+    room_id: str
+    data: MessageData
+
+
+class Notification(Struct, tag_field="type", tag="notification"):
+    """``offset``: in the channel ``user:<id>``; 0 where it keeps no history."""
+
+    offset: int
+    data: messages.NotificationData
+
+
+# -- what each is for
+
+CLIENT: Final[Mapping[type[Struct], tuple[str, tuple[str, ...]]]] = {
+    messages.Auth: ("Sign in, or bring a fresh token.", ("auth_success",)),
+    messages.Ping: ("See whether the server is there.", ("pong",)),
+    messages.Heartbeat: ("The same as `ping`, under the other name in use.", ("heartbeat_ack",)),
+    messages.Subscribe: ("Get a channel's publications from now on.", ("subscribed",)),
+    messages.Unsubscribe: ("Get no more of a channel.", ("unsubscribed",)),
+    messages.Publish: ("Publish on a channel.", ("ack.publish",)),
+    messages.GetHistory: ("A page of what a channel keeps.", ("history",)),
+    messages.GetPresence: ("Who is subscribed to a channel.", ("presence",)),
+    messages.CreateRoom: ("Make a room; it does not join it.", ("room_created",)),
+    messages.ListRooms: ("The rooms that this user may join.", ("rooms",)),
+    messages.JoinRoom: ("Enter a room.", ("room_joined",)),
+    messages.LeaveRoom: ("Leave a room.", ("room_left",)),
+    messages.ChatMessage: ("Say something in a room.", ("ack.chat_message",)),
+    messages.Typing: ("The user is typing.", ()),
+    messages.Response: ("Answer a `request` of the server.", ()),
+}
+"""What a client's message is for, and what answers it (beside `error`)."""
+
+SERVER: Final[Mapping[type[Struct], tuple[str, bool]]] = {
+    Publication: ("Something was published on a subscribed channel.", True),
+    Message: ("Somebody said something in a room.", True),
+    Notification: ("A notification, to every session of one user.", True),
+    messages.BroadcastNotification: ("A notification to everybody who is signed in.", True),
+    messages.AuthSuccess: ("The session is signed in.", True),
+    messages.Pong: ("Answers `ping`.", False),
+    messages.HeartbeatAck: ("Answers `heartbeat`.", False),
+    messages.Subscribed: ("The channel's publications will come from now on.", True),
+    messages.Unsubscribed: ("Nothing more of the channel will come.", True),
+    messages.Ack: ("A message of the app is done, and its handler has nothing else to say.", False),
+    messages.PublishAck: ("The publication is in the channel's history.", False),
+    messages.ChatAck: ("The chat message is in the room's history.", False),
+    messages.HistoryReply: ("A page of what a channel keeps, oldest first.", False),
+    messages.PresenceReply: ("Who is subscribed to a channel.", False),
+    messages.PresenceChanged: ("Who came to a channel, and who went.", True),
+    messages.RoomCreated: ("The room is made.", False),
+    messages.Rooms: ("The rooms that this user may join.", False),
+    messages.RoomJoined: ("The session is in the room.", True),
+    messages.RoomLeft: ("The session is not in the room any more.", True),
+    messages.UserJoined: ("Somebody came into a room; once per user, not per device.", True),
+    messages.UserLeft: ("Somebody left a room.", True),
+    messages.RoomCount: ("How many users are in a large room.", True),
+    messages.TypingMark: ("Somebody is typing, or has stopped.", True),
+    messages.Gap: ("Publications are gone for good: load the state again.", True),
+    messages.TokenExpiring: ("The token ends in so many seconds: send a fresh `auth` before.", True),
+    messages.Reconnect: ("The server is about to restart.", True),
+    messages.ServerRequest: ("The app asks this client for something; it answers with `response`.", True),
+    messages.Error: ("A message was refused, or could not be served.", True),
+}
+"""What a server's message is for, and whether it also comes without being asked for."""
+
+KEYS: Final[Mapping[type[Struct], str]] = {messages.PublishAck: "ack.publish", messages.ChatAck: "ack.chat_message"}
+"""Three messages are called `ack`."""
+
+HINTS: Final[Mapping[str, Any]] = {
+    "channel": "orders:7",
+    "code": str(ErrorCode.FORBIDDEN),
+    "created_at": "2026-11-22T21:44:55.698Z",
+    "data": {"status": "shipped"},
+    "epoch": "3038c3ac",
+    "heartbeat": 30.0,
+    "messages": [],
+    "method": "confirm",
+    "name": "General",
+    "offset": 41,
+    "room_id": "general",
+    "session": "o4brt0ZaXmHxS65FZhWnhw",
+    "timestamp": "2026-11-22T21:46:14.605Z",
+    "token": "eyJhbGciOi…",
+    "user_id": "alice",
+}
+"""What stands in samples."""
+
+
+def client_structs() -> Iterator[type[Struct]]:
+    return _structs(ClientMessage)
+
+
+def server_structs() -> Iterator[type[Struct]]:
+    """In the order of :data:`SERVER`, then what is not in it."""
+    by_hand = {"publication", "message", "notification"}
+    rest = [each for each in _structs(ServerMessage) if each not in SERVER and own_type(each) not in by_hand]
+    yield from (*SERVER, *rest)
+
+
+def _structs(base: type[Struct]) -> Iterator[type[Struct]]:
+    """The messages below a base, but for those that are made for the apps' handlers."""
+    for struct in base.__subclasses__():
+        if struct.__module__ == messages.__name__ and own_type(struct) != struct.__name__:
+            yield struct
+        yield from _structs(struct)
