@@ -624,3 +624,22 @@ async def test_two_hubs_in_one_app_know_nothing_of_each_other(lane: str) -> None
         async with server.http() as http:
             assert (await http.get("/one/health")).json()["active_connections"] == 1
             assert len((await http.get("/openapi.json")).json()["paths"]) > 10
+
+
+async def test_who_was_subscribed_by_the_server_recovers(lane: str) -> None:
+    def declare(hub: Hubbub) -> None:
+        @hub.connected
+        async def hello(session: Session) -> None:
+            await session.subscribe(f"inbox:{session.user_id}")
+
+    async with app_on(lane, declare) as server:
+        async with server.client("alice", **nothing()) as alice:
+            first = await alice.expect("subscribed")
+        await until(lambda: not server.hub.sessions)
+        await server.hubbub.publish("inbox:alice", "missed")
+        async with server.client("alice", **nothing()) as alice:
+            await alice.expect("subscribed")
+            since = {"epoch": first["epoch"], "offset": first["offset"]}
+            again = await alice.ask("subscribe", channel="inbox:alice", since=since)
+            assert [message["data"] for message in again["messages"]] == ["missed"]
+            assert await alice.refused("subscribe", channel="inbox:bob") == "forbidden"

@@ -428,6 +428,7 @@ class Api:
                 users=sum(1 for user in hub.users.values() if user.sessions),
                 channels=len(hub.channels),
                 behind=len(hub.behind),
+                running=len(hub.runs),
                 received={route.name: route.received for route in hub.routes.values() if route.received},
                 deliveries=hub.fanout.deliveries,
                 batches=hub.fanout.batches,

@@ -60,6 +60,7 @@ class Metrics:
         self.notifications: Counter[str] = Counter()
         self.handshakes = Histogram(LATENCIES)
         self.handlers = Histogram(LATENCIES)
+        self.runs = Histogram(LATENCIES)
         self.lag = 0.0
         self.lag_histogram = Histogram(LAGS)
         self.sweeps = 0
@@ -85,6 +86,7 @@ class Metrics:
         users: int,
         channels: int,
         behind: int,
+        running: int,
         received: Mapping[str, int],
         deliveries: int,
         batches: int,
@@ -129,6 +131,8 @@ class Metrics:
         yield _counter("hubbub_transport_events", "What happened below the sessions", "event", below)
         yield self.handshakes.family("hubbub_handshake_seconds", "From the request to the open session")
         yield self.handlers.family("hubbub_handler_seconds", "Handling of a message (one of 64 is timed)")
+        yield self.runs.family("hubbub_run_seconds", "Handlers that wait, or are an app's: to their end (one of 64)")
+        yield _gauge("hubbub_runs", "Handlers at work now", running)
         yield _gauge("hubbub_loop_lag_seconds", "By how much the last sweep was late", self.lag)
         yield self.lag_histogram.family("hubbub_loop_lag_distribution_seconds", "By how much sweeps were late")
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine
 from math import inf
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from hubbub.eager import begin
@@ -29,9 +30,10 @@ class Run:
     :ivar late: it was told to stop, because the deadline went by.
     """
 
-    __slots__ = ("begun", "deadline", "late", "ref", "task")
+    __slots__ = ("began", "begun", "deadline", "late", "ref", "task")
 
     def __init__(self, deadline: float, ref: str | None) -> None:
+        self.began = 0.0
         self.begun = False
         self.deadline = deadline
         self.late = False
@@ -47,6 +49,7 @@ class Runs:
         self._settings = hub.settings
         self._running: dict[Session, Run] = {}
         self._stopping = False
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._running)
@@ -90,6 +93,9 @@ class Runs:
         session.busy = []
         ref = command.ref if command is not None else None
         run = self._running[session] = Run(hub.clock.monotonic() + timeout if timeout else inf, ref)
+        self._count += 1
+        if not self._count & 63:
+            run.began = perf_counter()
         run.task = hub.loop.create_task(self._finish(session, command, work, run))
 
     async def _finish(self, session: Session, command: ClientMessage | None, work: Awaitable[None], run: Run) -> None:
@@ -107,6 +113,8 @@ class Runs:
         finally:
             if self._running.get(session) is run:
                 del self._running[session]
+            if run.began:
+                self._hub.metrics.runs.add(perf_counter() - run.began)
         self._next(session)
 
     def _next(self, session: Session) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -60,7 +61,7 @@ class Call:
         self,
         session: Session | None,
         message: Any = None,
-        names: Mapping[str, str] | None = None,
+        names: Mapping[str, str] = MappingProxyType({}),
         *,
         hub: Any = None,
         app: Any = None,
@@ -478,14 +479,13 @@ def _name_getter(fn: Callable[..., Any], parameter: Parameter) -> Getter:
     """A variable part of the channel's name, as the type that the function asks for."""
     name = parameter.name
     if parameter.full in _TEXT:
-        return lambda call: call.names[name]  # type: ignore[index]  # only channels have names, and then always
+        return lambda call: call.names[name]
     try:
         convert = TypeAdapter(parameter.full).validate_python
     except PydanticUserError as error:
         raise ConfigurationError(f"{place_of(fn)}: {name!r} cannot be read from a channel's name: {error}") from None
 
     def get(call: Call) -> Any:
-        assert call.names is not None
         try:
             return convert(call.names[name])
         except ValidationError:

@@ -93,10 +93,11 @@ class Handler:
 
     def struct(self) -> type[ClientMessage]:
         """What the hub's decoder knows the message by: only its type and ``ref``; the rest is decoded here."""
-        made: type[ClientMessage] = msgspec.defstruct(  # type: ignore[assignment]  # it says Struct, whatever the bases
+        made: Any = msgspec.defstruct(
             "AppMessage", [], bases=(ClientMessage,), tag_field="type", tag=self.type, module=__name__
         )
-        return made
+        struct: type[ClientMessage] = made
+        return struct
 
     def handle(self, core: CoreSession, command: ClientMessage, raw: str | bytes) -> None:
         """Decode a message and start the function on it (a hub's route).

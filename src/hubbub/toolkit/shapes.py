@@ -70,8 +70,9 @@ class Shape:
         try:
             if is_json:
                 return self._json(data)
-            check_msgpack(bytes(data) if isinstance(data, Raw) else data)  # type: ignore[arg-type]  # bytes, then
-            return self._msgpack(data)
+            packed = data if isinstance(data, bytes) else bytes(data if isinstance(data, Raw) else data.encode())
+            check_msgpack(packed)
+            return self._msgpack(packed)
         except ValidationError as error:
             text = _pydantic_text(error, at)
         except msgspec.ValidationError as error:

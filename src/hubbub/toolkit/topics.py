@@ -87,6 +87,7 @@ class Topic:
 
     @property
     def pattern(self) -> str:
+        """The pattern, without what routers put before it."""
         return self.name_pattern.text
 
     @property
@@ -286,7 +287,7 @@ class BoundTopic:
 
     def _call(self, session: CoreSession | None, name: str, message: Any = None) -> Call:
         handle = session_of(session, self.hub) if session is not None else None
-        return Call(handle, message, self.match(name), hub=self.owner, app=self.owner.app)
+        return Call(handle, message, self.match(name) or {}, hub=self.owner, app=self.owner.app)
 
     async def admit(self, session: CoreSession, name: str) -> None:
         if not await self.topic.hooks["authorize"](self._call(session, name)):
