@@ -548,6 +548,43 @@ async def test_a_handler_that_hangs_is_stopped(lane: str) -> None:
         assert log == ["begins", "stopped"]
 
 
+async def test_a_thread_that_hangs_keeps_what_it_uses_open(lane: str) -> None:
+    gate = threading.Event()
+    log: list[str] = []
+
+    async def get_db() -> AsyncIterator[None]:
+        yield
+        log.append("committed")
+
+    async def get_file() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            log.append("closed")
+
+    def declare(hub: Hubbub) -> None:
+        @hub.on("slow", timeout=5)
+        def slow(db: None = Depends(get_db), file: None = Depends(get_file)) -> str:
+            log.append("begins")
+            gate.wait(10)
+            log.append("ends")
+            return "nobody waits for it"
+
+    try:
+        async with app_on(lane, declare) as server, server.client("alice") as alice:
+            await alice.send("slow", ref="1")
+            await alice.send("ping", ref="2")
+            await until(lambda: log == ["begins"])
+            server.advance(6)
+            assert (await alice.receive())["code"] == "busy"
+            assert log == ["begins"]
+            gate.set()
+            assert await alice.receive() == {"type": "pong", "ref": "2"}
+            assert log == ["begins", "ends", "closed"]
+    finally:
+        gate.set()
+
+
 async def test_a_handler_that_does_not_even_stop_loses_its_session(lane: str, caplog: pytest.LogCaptureFixture) -> None:
     gate = asyncio.Event()
     begun = False

@@ -288,6 +288,7 @@ class Hubbub(Declares, Owner):
             self._turn, self._published = hub.turns, 0
         self._published += 1
         if self._published > PUBLISHED_PER_TURN:
+            self._published = 0
             await asyncio.sleep(0)  # the turn ends, and what was published is written: a loop may not starve the rest
         return position
 

@@ -172,6 +172,8 @@ class Hub:
         if self._tasks:  # not for ever: one may keep its cancellation to itself
             await asyncio.wait(self._tasks, timeout=self.settings.close_timeout)
         await self.broker.stop()
+        for topic in self.topics:
+            topic.stopped()
         # an app may be started again, in another loop: tests do
         self._loop = self._timer = self._starting = None
         self._scheduled = self.draining = False

@@ -251,6 +251,10 @@ class Topic(Protocol):
         """The first subscriber of a channel on this node came, or the last one went."""
         ...
 
+    def stopped(self) -> None:
+        """The hub has stopped."""
+        ...
+
 
 # -- brokers: where publications are kept and how they reach every node --------------------------------------------
 

@@ -7,6 +7,7 @@ the work is done, and a transaction that is not committed is not. ``dependency_o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
@@ -217,9 +218,9 @@ class Callee:
                 if step.kind == _COROUTINE:
                     call.values.append(await step.function(**arguments))
                 else:
-                    call.values.append(await run_in_threadpool(step.function, **arguments))
+                    call.values.append(await _in_thread(step.function, **arguments))
             arguments = {name: get(call) for name, get in plan.arguments}
-            return await self.fn(**arguments) if self._awaits else await run_in_threadpool(self.fn, **arguments)
+            return await self.fn(**arguments) if self._awaits else await _in_thread(self.fn, **arguments)
         except (HTTPException, WebSocketException) as error:
             raise refusal(error) from error
 
@@ -239,7 +240,7 @@ class Callee:
                 call.values.append(await _open(step, call, stack))
             arguments = {name: get(call) for name, get in plan.arguments}
             fn = self.fn
-            result = await fn(**arguments) if self._awaits else await run_in_threadpool(fn, **arguments)
+            result = await fn(**arguments) if self._awaits else await _in_thread(fn, **arguments)
             returned = True
         if not returned:
             raise RuntimeError(
@@ -262,6 +263,17 @@ class Callee:
         return _Compiler(self._context, self._taken, overrides, self._around).plan(self.fn, self._dependencies)
 
 
+async def _in_thread(fn: Callable[..., Any], **arguments: Any) -> Any:
+    """Run a plain function in a thread, as FastAPI does. A thread cannot be stopped, so whoever is cancelled meanwhile
+    waits for its end: what it uses must stay open until then."""
+    work = asyncio.ensure_future(run_in_threadpool(fn, **arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait((work,))
+        raise
+
+
 async def _open(step: _Step, call: Call, stack: AsyncExitStack) -> Any:
     arguments = {name: get(call) for name, get in step.arguments}
     if step.kind == _ASYNC_GENERATOR:
@@ -281,7 +293,7 @@ async def _open(step: _Step, call: Call, stack: AsyncExitStack) -> Any:
 async def _plain(step: _Step, arguments: dict[str, Any]) -> Any:
     if step.kind == _COROUTINE:
         return await step.function(**arguments)
-    return await run_in_threadpool(step.function, **arguments)
+    return await _in_thread(step.function, **arguments)
 
 
 class _Compiler:

@@ -106,6 +106,7 @@ class Session:
             self._turn, self._sent = turn, 0
         self._sent += len(payload) + 128
         if self._sent > FLUSH:
+            self._sent = 0
             await asyncio.sleep(0)  # the turn ends: what was sent is written, or waits in the bounded outbox
 
     @overload

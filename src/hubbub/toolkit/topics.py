@@ -337,6 +337,11 @@ class BoundTopic:
             self._told.add(name)
             self._tell(name, "occupied")
 
+    def stopped(self) -> None:
+        """The hub has stopped; it may be started again, and then all channels are empty."""
+        self._leaving.clear()
+        self._told.clear()
+
     def sweep(self, monotonic: float) -> None:
         """See which channels stayed empty for the grace."""
         for name in [name for name, deadline in self._leaving.items() if deadline <= monotonic]:
