@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 
 from hubbub.api import Api, publish_data
+from hubbub.asyncapi.routes import add_routes
 from hubbub.auth import issue_token
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
@@ -139,6 +140,7 @@ class Hubbub(Declares, Owner):
         _redact_server_logs()  # here too: not every server sends lifespan events
         api = Api(self.hub, self.chat, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
+        add_routes(self, app, _PAGE_HEADERS)
         app.add_exception_handler(ClientError, _client_error)
         session: Any = self._endpoint  # Starlette runs what is no function as a raw ASGI app
         routes = [
@@ -212,7 +214,7 @@ class Hubbub(Declares, Owner):
             self._add_hook(what)
 
     def _add_handler(self, declared: Declaration) -> None:
-        handler = Handler(declared, self.hub, app=lambda: self.app, owner=self)
+        handler = Handler(declared, self.hub, self)
         other = self.handlers.get(handler.type)
         if other is not None:
             raise ConfigurationError(f"two handlers for {handler.type!r}: {other.place}, and {handler.place}")

@@ -119,7 +119,7 @@ class Hub:
         self.comings = Comings(self)
         self.inlet = OrderedInlet(self)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -155,10 +155,10 @@ class Hub:
 
     async def start(self) -> None:
         """Connect the broker and begin to sweep."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.metrics.started = self.clock.monotonic()
         await self.broker.start(self.inlet)
-        self._timer = self._loop.call_later(SWEEP, self._tick)
+        self._timer = self.loop.call_later(SWEEP, self._tick)
 
     async def stop(self) -> None:
         """Let go of what is left. Sessions were drained before."""
@@ -175,7 +175,7 @@ class Hub:
         for topic in self.topics:
             topic.stopped()
         # an app may be started again, in another loop: tests do
-        self._loop = self._timer = self._starting = None
+        self.loop = self._timer = self._starting = None
         self._scheduled = self.draining = False
 
     def refuse(self, connections: int) -> str | None:
@@ -317,9 +317,9 @@ class Hub:
         return link.lane.codec.encode(Gap(channel=channel, epoch=epoch, offset=offset))
 
     def schedule(self) -> None:
-        if not self._scheduled and self._loop is not None:  # after stop() nobody is left to write to
+        if not self._scheduled and self.loop is not None:  # after stop() nobody is left to write to
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         """The end of a turn: tell of comings and goings, write the batches, then what is left of the replies."""
@@ -442,22 +442,17 @@ class Hub:
         rest = begin(work)
         if rest is None:
             return
-        assert self._loop is not None
-        task = self._loop.create_task(finish(rest))
+        assert self.loop is not None
+        task = self.loop.create_task(finish(rest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something of the app that nobody waits for, in a task of its own. It sees to its own exceptions."""
-        assert self._loop is not None
-        task = self._loop.create_task(work)
+        assert self.loop is not None
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop that the hub runs in; None while it does not run."""
-        return self._loop
 
     def deliver(self, channel: str, publication: Publication) -> None:
         """The Inlet: a publication from the broker. What is not the next one of its channel goes to :attr:`inlet`."""
@@ -533,9 +528,9 @@ class Hub:
     # -- time
 
     def _tick(self) -> None:
-        assert self._loop is not None
-        now = self._loop.time()
-        self._timer = self._loop.call_at(now + SWEEP, self._tick)
+        assert self.loop is not None
+        now = self.loop.time()
+        self._timer = self.loop.call_at(now + SWEEP, self._tick)
         due = self.metrics.sweep_due
         if due:
             self.metrics.lag = max(0.0, now - due)

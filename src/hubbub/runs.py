@@ -46,7 +46,8 @@ class Runs:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._settings = hub.settings
+        self._limit = hub.settings.max_handlers
+        self._timeout = hub.settings.handler_timeout
         self._running: dict[Session, Run] = {}
         self._stopping = False
         self._count = 0
@@ -62,7 +63,7 @@ class Runs:
             self._hub.failed(session, command, error)
             return
         if rest is not None:
-            self._start(session, command, rest, self._settings.handler_timeout)
+            self._start(session, command, rest, self._timeout)
 
     def start(
         self,
@@ -80,23 +81,24 @@ class Runs:
 
         :raises ClientError: ``busy``: HUBBUB_MAX_HANDLERS run already.
         """
-        limit = self._settings.max_handlers
+        limit = self._limit
         if limit and len(self._running) >= limit and not unbounded:
             work.close()
             self._hub.metrics.limited("handlers")
             raise ClientError(ErrorCode.BUSY, "the server is busy", retry_after=1.0)
-        self._start(session, command, work, self._settings.handler_timeout if timeout is None else timeout)
+        self._start(session, command, work, self._timeout if timeout is None else timeout)
 
     def _start(self, session: Session, command: ClientMessage | None, work: Awaitable[None], timeout: float) -> None:
         hub = self._hub
-        assert hub.loop is not None
+        loop = hub.loop
+        assert loop is not None
         session.busy = []
-        ref = command.ref if command is not None else None
-        run = self._running[session] = Run(hub.clock.monotonic() + timeout if timeout else inf, ref)
+        run = Run(hub.clock.monotonic() + timeout if timeout else inf, command.ref if command is not None else None)
+        self._running[session] = run
         self._count += 1
         if not self._count & 63:
             run.began = perf_counter()
-        run.task = hub.loop.create_task(self._finish(session, command, work, run))
+        run.task = loop.create_task(self._finish(session, command, work, run))
 
     async def _finish(self, session: Session, command: ClientMessage | None, work: Awaitable[None], run: Run) -> None:
         run.begun = True
@@ -119,7 +121,7 @@ class Runs:
 
     def _next(self, session: Session) -> None:
         """The handler is done: take up what came meanwhile, in order."""
-        queue = session.busy or []
+        queue = session.busy
         session.busy = None
         while queue and session.state is not State.CLOSED and not session.link.closing:
             self._hub.handle(session, queue.pop(0))
@@ -142,7 +144,7 @@ class Runs:
                 run.deadline = inf
                 continue
             run.late = True
-            run.deadline = monotonic + max(GIVE_UP, self._settings.handler_timeout)
+            run.deadline = monotonic + max(GIVE_UP, self._timeout)
             hub.metrics.limited("handler_time")
             hub.failed(session, None, ClientError(ErrorCode.BUSY, "this took too long", retry_after=1.0), run.ref)
             run.task.cancel()
@@ -155,6 +157,6 @@ class Runs:
         self._stopping = True
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=self._settings.close_timeout)
+        await asyncio.wait(tasks, timeout=self._hub.settings.close_timeout)
         self._running.clear()
         self._stopping = False

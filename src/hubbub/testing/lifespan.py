@@ -142,7 +142,7 @@ def find_hub(app: object) -> Hubbub | None:
 
 def loop_of(hub: Hubbub) -> asyncio.AbstractEventLoop | None:
     """The loop that a hub runs in, or None while it does not run."""
-    return hub.hub._loop
+    return hub.hub.loop
 
 
 def the_loop() -> asyncio.AbstractEventLoop:

@@ -8,7 +8,7 @@ the work is done, and a transaction that is not committed is not. ``dependency_o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -43,6 +43,9 @@ Overrides: TypeAlias = Mapping[Callable[..., Any], Callable[..., Any]]
 Getter: TypeAlias = Callable[["Call"], Any]
 
 
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class Owner:
     """Base of the class by which functions ask for the hub: ``hub: Hubbub``."""
 
@@ -62,8 +65,7 @@ class Call:
         self,
         session: Session | None,
         message: Any = None,
-        names: Mapping[str, str] = MappingProxyType({}),
-        *,
+        names: Mapping[str, str] = NO_NAMES,
         hub: Any = None,
         app: Any = None,
     ) -> None:
@@ -195,6 +197,7 @@ class Callee:
         context.settle()
         self._overridden: dict[tuple[tuple[Any, Any], ...], _Plan] = {}
         self._awaits = is_coroutine(fn)
+        self._direct = self._awaits and not self._plan.steps
         if is_async_generator(fn) or is_generator(fn):
             raise ConfigurationError(f"{self.place}: {context.what} returns its result, it cannot yield")
 
@@ -202,6 +205,14 @@ class Callee:
     def asks_opening(self) -> bool:
         """Whether something in it takes the opening request (``HTTPConnection``)."""
         return self._plan.asks_opening
+
+    def call(self, call: Call) -> Coroutine[Any, Any, Any]:
+        """The same as calling it, without a coroutine around a function that has no dependencies. To be awaited at once,
+        by who turns HTTPException into a refusal itself."""
+        if self._direct and not getattr(call.app, "dependency_overrides", None):
+            work: Coroutine[Any, Any, Any] = self.fn(**{name: get(call) for name, get in self._plan.arguments})
+            return work
+        return self(call)
 
     async def __call__(self, call: Call) -> Any:
         """Call it; dependencies that yielded are closed when this returns or raises.

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import params
+from fastapi.exceptions import WebSocketException
 from fastapi.security import SecurityScopes
 from starlette.background import BackgroundTasks
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -18,7 +20,7 @@ from hubbub.auth import Identity
 from hubbub.errors import ConfigurationError
 from hubbub.messages import Ack, ClientMessage
 from hubbub.session import Session as CoreSession
-from hubbub.toolkit.dependencies import Call, Callee, Context, Owner
+from hubbub.toolkit.dependencies import NO_NAMES, Call, Callee, Context, Owner, refusal
 from hubbub.toolkit.session import Session, session_of
 from hubbub.toolkit.shapes import (
     CannotServe,
@@ -68,12 +70,11 @@ class Handler:
     :raises ConfigurationError: the function's signature cannot be served; says why, and where it stands.
     """
 
-    def __init__(self, declared: Declaration, hub: Hub, *, app: Callable[[], Any], owner: Any) -> None:
+    def __init__(self, declared: Declaration, hub: Hub, owner: Any) -> None:
         self.fn = declared.fn
         self.place = place_of(declared.fn)
         self.anonymous = declared.anonymous
         self._hub = hub
-        self._app = app
         self._owner = owner
         self._timeout = declared.timeout
         self.shape, self._callee = self._read(declared)
@@ -110,8 +111,12 @@ class Handler:
         self._hub.runs.start(core, command, self._run(core, message, command.ref), self._timeout)
 
     async def _run(self, core: CoreSession, message: Any, ref: str | None) -> None:
-        call = Call(session_of(core, self._hub), message, hub=self._owner, app=self._app())
-        result = await self._callee(call)
+        owner = self._owner
+        call = Call(session_of(core, self._hub), message, NO_NAMES, owner, owner.app)
+        try:
+            result = await self._callee.call(call)
+        except (HTTPException, WebSocketException) as error:
+            raise refusal(error) from error
         link = core.link
         if result is not None:
             if self._result is not None and not isinstance(result, self._result):
