@@ -39,7 +39,7 @@ Result = dict[str, Any]
 
 PORTS_PER_ADDRESS = 20_000
 FAULTS = ("lost", "extra", "disorder", "dropped_connections")
-DEFAULT_SERVERS = "limit,bun,hubbub,bun-json,wse,guide,socketio"
+DEFAULT_SERVERS = "limit,bun,hubbub,hubbub-app,bun-json,wse,guide,fastapi,socketio"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Case:
     title: str
     measure: Callable[[Bench, Running, dict[str, Result]], Result]
     unit: str = "/s"
-    echo: bool = False
+    dialogue: str = "room"
+    """Which of a server's dialogues it needs."""
     once: bool = False
     lower_is_better: bool = False
     needs: str | None = None
@@ -174,9 +175,14 @@ def fan_out(room: int, publishers: int) -> Callable[[Bench, Running, dict[str, R
     return measure
 
 
-def echo(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
-    assert target.server.echo is not None
-    return bench.closed_loop(target, target.server.echo, 64, 64, 1)
+def answered(dialogue: str) -> Callable[[Bench, Running, dict[str, Result]], Result]:
+    """64 clients, each with one message that waits for its answer."""
+
+    def measure(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
+        spoken: Dialogue = getattr(target.server, dialogue)
+        return bench.closed_loop(target, spoken, 64, 64, 1)
+
+    return measure
 
 
 def room_of_one(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
@@ -224,7 +230,11 @@ CASES = (
     Case("100x32", "room of 100, 32 publishers", fan_out(100, 32), show_cpu=True),
     Case("1000x1", "room of 1,000, 1 publisher", fan_out(1000, 1), show_cpu=True),
     Case("1000x32", "room of 1,000, 32 publishers", fan_out(1000, 32), show_cpu=True),
-    Case("echo", "echo", echo, echo=True, show_cpu=True),
+    Case("echo", "echo", answered("echo"), dialogue="echo", show_cpu=True),
+    Case("typed", "typed handler", answered("typed"), dialogue="typed", show_cpu=True),
+    Case("typed-dep", "typed, with `yield`", answered("typed_dep"), dialogue="typed_dep", show_cpu=True),
+    Case("typed-plain-dep", "typed, plain", answered("typed_plain_dep"), dialogue="typed_plain_dep", show_cpu=True),
+    Case("typed-model", "typed by pydantic", answered("typed_model"), dialogue="typed_model", show_cpu=True),
     Case("one", "publish into a room of one", room_of_one, show_cpu=True),
     Case("latency", "p99 at half rate", latency, unit=" ms", lower_is_better=True, needs="100x32", digits=2),
     Case("handshakes", "handshake + join", handshakes, rooms=idle_rooms, show_cpu=True),
@@ -246,7 +256,7 @@ def measure_all(bench: Bench, servers: list[Server], cases: list[Case], notes: l
         for server in servers:
             before: dict[str, Result] = {}
             for case in cases:
-                if (case.once and repeat > 0) or (case.echo and server.echo is None):
+                if (case.once and repeat > 0) or not can(server, case):
                     continue
                 if case.needs and case.needs not in before:
                     continue
@@ -260,6 +270,11 @@ def measure_all(bench: Bench, servers: list[Server], cases: list[Case], notes: l
                 measured[server.name].setdefault(case.name, []).append(result)
                 print(f"  {server.name:15} {case.name:11} {describe(case, result)}", file=sys.stderr)
     return measured
+
+
+def can(server: Server, case: Case) -> bool:
+    """Whether a server is measured in a column."""
+    return getattr(server, case.dialogue) is not None and (server.only is None or case.name in server.only)
 
 
 def measure_one(bench: Bench, server: Server, case: Case, before: dict[str, Result]) -> Result:
@@ -336,7 +351,10 @@ def table(measured: Measured, cases: list[Case], base: str | None, per_cpu: bool
 
 @dataclass(frozen=True)
 class Goal:
-    """A case compared with a bound: a multiple of a peer's figure, or (without a peer) the figure itself."""
+    """A case compared with a bound: a multiple of a peer's figure, or (without a peer) the figure itself.
+
+    With the peer "echo": microseconds of the server's time per message, above those of an echo by the same server.
+    """
 
     case: str
     bound: float
@@ -350,6 +368,9 @@ GOALS = (
     *(Goal(case, 10.0, "guide") for case in ("100x32", "1000x32")),
     *(Goal(case, 0.6, "bun") for case in ("echo", "one")),
     *(Goal(case, 2.0, "guide") for case in ("echo", "one")),
+    Goal("typed", 8.0, "echo"),
+    Goal("typed-plain-dep", 25.0, "echo"),
+    Goal("typed-dep", 25.0, "echo"),
     Goal("latency", 1.0, "bun"),
     Goal("handshakes", 5000),
     Goal("memory", 4),
@@ -363,6 +384,8 @@ def undisturbed(results: list[Result]) -> bool:
 
 
 def judge(goal: Goal, measured: Measured, case: Case) -> str | None:
+    if goal.peer == "echo":
+        return judge_cost(goal, measured.get("hubbub-app", {}), case)
     own = measured.get("hubbub", {}).get(goal.case)
     others = measured.get(goal.peer, {}).get(goal.case) if goal.peer else None
     if not own or (goal.peer and not others):
@@ -377,6 +400,19 @@ def judge(goal: Goal, measured: Measured, case: Case) -> str | None:
         if others:
             said += f", per CPU second {figure(own, True) / figure(others, True):.2f}"
     return f"{verdict}: {case.title}: {said} (goal {sign} {goal.bound:,g})"
+
+
+def cost(results: list[Result]) -> float:
+    """Microseconds of the server's CPU per message."""
+    return statistics.median(10_000 * float(each["server_cpu"]) / float(each["value"]) for each in results)
+
+
+def judge_cost(goal: Goal, by_case: dict[str, list[Result]], case: Case) -> str | None:
+    if goal.case not in by_case or "echo" not in by_case:
+        return None
+    value = cost(by_case[goal.case]) - cost(by_case["echo"])
+    verdict = "met" if value <= goal.bound else "SHORT"
+    return f"{verdict}: {case.title}: {value:.1f} µs above an echo (goal ≤ {goal.bound:g} µs)"
 
 
 def judged(measured: Measured) -> list[str]:

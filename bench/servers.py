@@ -67,6 +67,14 @@ class Server:
     text_bytes: int = 50
     descriptors: int = 1
     """File descriptors per connection."""
+    typed: Dialogue | None = None
+    """A message that is validated as a type of the app's, and answered with another."""
+    typed_dep: Dialogue | None = None
+    """The same, with something opened for the message and closed after it."""
+    typed_plain_dep: Dialogue | None = None
+    typed_model: Dialogue | None = None
+    only: frozenset[str] | None = None
+    """The columns that it is measured in; None: all that it can do."""
 
 
 @dataclass
@@ -243,6 +251,30 @@ HUBBUB_CHANNEL = replace(
     echo=None,
 )
 
+
+def _handler(kind: str) -> Dialogue:
+    return Dialogue(
+        path="/ws",
+        script=(("expect", '"auth_success"'),),
+        publish=f'{{"type":"{kind}","text":"$TEXT"}}',
+        deliver='{"type":"said"',
+    )
+
+
+TYPED = frozenset({"echo", "typed", "typed-dep", "typed-plain-dep", "typed-model"})
+HUBBUB_APP = replace(
+    HUBBUB,
+    name="hubbub-app",
+    title="**hubbub** (in an app)",
+    command=lambda port: [*HUBBUB.command(port), "--app", "hubbub_app:app"],
+    env=lambda rooms, scratch: {**_hubbub_env(rooms, scratch), "PYTHONPATH": str(PEERS)},
+    typed=_handler("say"),
+    typed_dep=_handler("say-dep"),
+    typed_plain_dep=_handler("say-plain-dep"),
+    typed_model=_handler("say-model"),
+    only=TYPED,
+)
+
 LIMIT = Server(
     name="limit",
     title="least possible (C, epoll)",
@@ -297,6 +329,18 @@ GUIDE = Server(
     echo=Dialogue(path="/echo"),
 )
 
+_SAID = '{"text":'
+FASTAPI = Server(
+    name="fastapi",
+    title="FastAPI endpoint (uvicorn)",
+    command=_uvicorn("fastapi_app:app"),
+    room=Dialogue(path="/echo"),
+    echo=Dialogue(path="/echo"),
+    typed=Dialogue(path="/typed", publish='{"text":"$TEXT"}', deliver=_SAID),
+    typed_dep=Dialogue(path="/typed-dep", publish='{"text":"$TEXT"}', deliver=_SAID),
+    only=TYPED,
+)
+
 _SOCKETIO_OPEN = (("expect", '0{"sid"'), ("send", "40"), ("expect", '40{"sid"'))
 
 SOCKETIO = Server(
@@ -307,7 +351,7 @@ SOCKETIO = Server(
     room=Dialogue(
         path="/socket.io/?EIO=4&transport=websocket",
         script=(*_SOCKETIO_OPEN, ("send", '42["join","$ROOM"]'), ("expect", '42["joined"')),
-        publish='42["say","$ROOM","$TEXT"]',
+        publish='42["publish","$ROOM","$TEXT"]',
         deliver='42["message"',
     ),
     echo=Dialogue(
@@ -316,10 +360,35 @@ SOCKETIO = Server(
         publish='42["echo","$TEXT"]',
         deliver='42["echo"',
     ),
+    typed=Dialogue(
+        path="/socket.io/?EIO=4&transport=websocket",
+        script=_SOCKETIO_OPEN,
+        publish='421["say",{"text":"$TEXT"}]',
+        deliver='431[{"text"',
+    ),
+    typed_dep=Dialogue(
+        path="/socket.io/?EIO=4&transport=websocket",
+        script=_SOCKETIO_OPEN,
+        publish='421["say_dep",{"text":"$TEXT"}]',
+        deliver='431[{"text"',
+    ),
 )
 
 SERVERS = {
-    server.name: server for server in (LIMIT, BUN, HUBBUB, HUBBUB_CHANNEL, BUN_JSON, LIMIT_WIDE, WSE, GUIDE, SOCKETIO)
+    server.name: server
+    for server in (
+        LIMIT,
+        BUN,
+        HUBBUB,
+        HUBBUB_CHANNEL,
+        HUBBUB_APP,
+        BUN_JSON,
+        LIMIT_WIDE,
+        WSE,
+        GUIDE,
+        FASTAPI,
+        SOCKETIO,
+    )
 }
 
 
