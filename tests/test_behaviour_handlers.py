@@ -141,6 +141,10 @@ async def test_every_kind_of_object_can_be_a_message(lane: str) -> None:
         async def fields(a: int, b: list[str] | None = None, c: Annotated[str, Field(max_length=3)] = "x") -> list[Any]:
             return [a, b, c]
 
+        @hub.on("structs")
+        async def structs(orders: list[Tagged], n: int = 1) -> int:
+            return orders[0].a + n
+
         @hub.on("bare")
         async def bare() -> None: ...
 
@@ -157,6 +161,8 @@ async def test_every_kind_of_object_can_be_a_message(lane: str) -> None:
             assert (await alice.ask("fields", a=1, c="abc"))["data"] == [1, None, "abc"]
             assert (await alice.ask("fields", a=1, c="abcd"))["code"] == "invalid_message"
             assert await alice.ask("bare") == {"type": "ack", "ref": "ask-11"}
+            assert (await alice.ask("structs", orders=[{"type": "tagged", "a": 1}]))["data"] == 2
+            assert (await alice.ask("structs", orders=[{"a": "x"}]))["code"] == "invalid_message"
             await alice.send("bare")
             await alice.nothing_more()
 

@@ -117,6 +117,13 @@ def test_what_cannot_be_served_is_refused_at_start(fn: Callable[..., Any], text:
     assert not hub.handlers
 
 
+def test_a_prefix_does_not_fit_a_message_that_says_its_type() -> None:
+    router = HubRouter(prefix="orders.")
+    router.on(says_otherwise)
+    with pytest.raises(ConfigurationError, match=r"its type is 'its.own', not 'orders.its.own'"):
+        make_hub().include_router(router)
+
+
 def test_two_handlers_of_one_type_are_both_named() -> None:
     hub = make_hub()
 

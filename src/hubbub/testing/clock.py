@@ -61,7 +61,7 @@ class HandClock:
 
 def _at_home(callback: Callable[[], object]) -> None:
     """Call what belongs to a hub in the hub's own loop: under the TestClient that is another thread's."""
-    loop = getattr(getattr(callback, "__self__", None), "_loop", None)
+    loop = getattr(getattr(callback, "__self__", None), "loop", None)
     try:
         here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
     except RuntimeError:

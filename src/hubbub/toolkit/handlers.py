@@ -112,7 +112,8 @@ class Handler:
 
     async def _run(self, core: CoreSession, message: Any, ref: str | None) -> None:
         owner = self._owner
-        call = Call(session_of(core, self._hub), message, NO_NAMES, owner, owner.app)
+        session: Any = core.handle or session_of(core, self._hub)
+        call = Call(session, message, NO_NAMES, owner, owner.app)
         try:
             result = await self._callee.call(call)
         except (HTTPException, WebSocketException) as error:
@@ -123,9 +124,9 @@ class Handler:
                 raise TypeError(
                     f"{self.place}: returned a {type(result).__qualname__}, not {self._result.__qualname__}"
                 )
-            link.send(message_bytes(result, self.reply, ref, link.lane.codec))
+            self._hub.answer(link, message_bytes(result, self.reply, ref, link.lane.codec))
         elif ref is not None:
-            link.send(link.lane.codec.encode(Ack(ref=ref)))
+            self._hub.answer(link, link.lane.codec.encode(Ack(ref=ref)))
         if call.background is not None:
             link.flush()  # they run after the reply
             await call.background()
@@ -160,13 +161,12 @@ class Handler:
 
     def _type_of(self, declared: Declaration) -> str:
         own = own_type(self.shape.kind) if self.shape is not None else None
-        if declared.type is None:
-            return own or declared.fn.__name__
-        if own is not None and own != declared.prefix + declared.type:
+        name = declared.type if declared.type is not None else own or declared.fn.__name__
+        if own is not None and own != declared.prefix + name:
             raise ConfigurationError(
-                f"{self.place}: its message says of itself that its type is {own!r}, not {declared.prefix + declared.type!r}"
+                f"{self.place}: its message says of itself that its type is {own!r}, not {declared.prefix + name!r}"
             )
-        return declared.type
+        return name
 
     def _reply_of(self, declared: Declaration) -> tuple[Any, type[Any] | None]:
         annotation = returns(declared.fn, declared.around)

@@ -125,19 +125,33 @@ def _same(fields: Any) -> Any:
     return fields
 
 
-def from_parameters(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[BaseModel]:
-    """A model of single parameters: name → (annotation, default or :data:`MISSING`).
+def from_parameters(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[Any]:
+    """A pydantic model of single parameters: name → (annotation, default or :data:`MISSING`); a Struct, where one of
+    them is a type of msgspec's.
 
-    :raises CannotServe: pydantic can make nothing of one of them.
+    :raises CannotServe: neither can be made of them all.
     """
     definitions: dict[str, Any] = {
         field: (Any if annotation is MISSING else annotation, ... if default is MISSING else default)
         for field, (annotation, default) in fields.items()
     }
     try:
-        return create_model(name, **definitions)
+        model: type[Any] = create_model(name, **definitions)
+        return model
     except (PydanticUserError, PydanticSchemaGenerationError, TypeError, NameError) as error:
-        raise CannotServe(str(error).split("\n")[0]) from None
+        try:
+            struct = msgspec.defstruct(
+                name,
+                [
+                    (field, annotation) if default is ... else (field, annotation, default)
+                    for field, (annotation, default) in definitions.items()
+                ],
+                kw_only=True,
+            )
+            _check_msgspec(struct)
+        except (CannotServe, TypeError, ValueError):
+            raise CannotServe(str(error).split("\n")[0]) from None
+        return struct
 
 
 def is_object(kind: Any) -> bool:

@@ -104,23 +104,36 @@ KEYS: Final[Mapping[type[Struct], str]] = {messages.PublishAck: "ack.publish", m
 """Three messages are called `ack`."""
 
 HINTS: Final[Mapping[str, Any]] = {
+    "after": 3.2,
     "channel": "orders:7",
-    "code": str(ErrorCode.FORBIDDEN),
     "created_at": "2026-11-22T21:44:55.698Z",
     "data": {"status": "shipped"},
     "epoch": "3038c3ac",
     "heartbeat": 30.0,
+    "in": 29.8,
+    "left": ["bob"],
+    "message": "hello",
     "messages": [],
-    "method": "confirm",
+    "more": False,
     "name": "General",
+    "notification_type": "success",
     "offset": 41,
     "room_id": "general",
     "session": "o4brt0ZaXmHxS65FZhWnhw",
     "timestamp": "2026-11-22T21:46:14.605Z",
+    "title": "Shipped",
     "token": "eyJhbGciOi…",
     "user_id": "alice",
 }
 """What stands in samples."""
+
+SPECIAL_HINTS: Final[Mapping[type[Struct], Mapping[str, Any]]] = {
+    messages.BroadcastNotification: {"message": "At 22:00", "title": "Maintenance"},
+    messages.Error: {"code": str(ErrorCode.FORBIDDEN), "message": "the token does not allow this room"},
+    messages.Response: {"id": "12"},
+    messages.ServerRequest: {"id": "12", "method": "confirm"},
+    Notification: {"id": "OfBQPTaPY5Je", "message": "On its way"},
+}
 
 
 def client_structs() -> Iterator[type[Struct]]:

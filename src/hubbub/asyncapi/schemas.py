@@ -25,13 +25,23 @@ Schema: TypeAlias = dict[str, Any]
 REF: Final = "#/components/schemas/"
 _MAPS: Final = ("properties", "patternProperties")
 _LISTS: Final = ("anyOf", "oneOf", "allOf")
-_SINGLE: Final = ("items", "additionalProperties", "additionalItems", "not", "contains", "propertyNames", "if", "then", "else")
+_SINGLE: Final = (
+    "items",
+    "additionalProperties",
+    "additionalItems",
+    "not",
+    "contains",
+    "propertyNames",
+    "if",
+    "then",
+    "else",
+)
 
 
 class _Quiet(GenerateJsonSchema):
     """Pydantic's generator; a default without a JSON form is left out without a warning."""
 
-    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # as pydantic declares it
 
 
 class Schemas:
@@ -50,6 +60,9 @@ class Schemas:
         :param sent: as the server sends it, else as a client does (pydantic may tell the two apart).
         """
         schema, named = _read(kind, sent)
+        title = schema.get("title")
+        if "properties" in schema and title and title not in named:  # pydantic gives no name to the outermost one
+            schema, named = {"$ref": REF + title}, {**named, title: schema}
         return self._placed(schema, named, sent)
 
     def whole(self, kind: Any, *, sent: bool) -> Schema:
@@ -58,7 +71,7 @@ class Schemas:
         while "$ref" in schema and schema["$ref"].removeprefix(REF) in named:
             schema = {**named[schema["$ref"].removeprefix(REF)], **{k: v for k, v in schema.items() if k != "$ref"}}
         placed = self._placed(schema, named, sent)
-        if sent and isinstance(kind, type) and issubclass(kind, Struct):
+        if sent and _is_struct(kind):
             _leave_out(placed, kind)
         return placed
 
@@ -76,7 +89,8 @@ class Schemas:
             names[name] = self._places[key]
         for name in new:
             self.components[names[name]] = _older(named[name], lambda old: names.get(old, old))
-        return _older(schema, lambda old: names.get(old, old))
+        made: Schema = _older(schema, lambda old: names.get(old, old))
+        return made
 
     def _free(self, name: str, sent: bool) -> str:
         wanted = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
@@ -98,10 +112,13 @@ def free(name: str, taken: Mapping[str, Any], other: str | None = None) -> str:
 def _read(kind: Any, sent: bool) -> tuple[Schema, dict[str, Schema]]:
     """The schema of a type as its library writes it, and the named ones that it refers to."""
     try:
-        if uses_pydantic(kind):
+        if not _is_struct(kind) and uses_pydantic(kind):
             mode: Any = "serialization" if sent else "validation"
-            made = TypeAdapter(kind).json_schema(ref_template=REF + "{model}", schema_generator=_Quiet, mode=mode)
-            return made, made.pop("$defs", {})
+            made: Schema = TypeAdapter(kind).json_schema(
+                ref_template=REF + "{model}", schema_generator=_Quiet, mode=mode
+            )
+            named = made.pop("$defs", {})
+            return made, named
         (made,), named = msgspec.json.schema_components([_without_raw(kind)], ref_template=REF + "{name}")
     except Exception as error:  # an app's own schema hooks run here; one type must not cost the whole document
         log.warning("no JSON schema of %r: %s", kind, error)
@@ -109,9 +126,13 @@ def _read(kind: Any, sent: bool) -> tuple[Schema, dict[str, Schema]]:
     return made, named
 
 
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
 def _without_raw(kind: Any) -> Any:
     """A Struct whose defaults are not ``Raw``: msgspec cannot write those into a schema."""
-    if not (isinstance(kind, type) and issubclass(kind, Struct)):
+    if not _is_struct(kind):
         return kind
     fields = msgspec.structs.fields(kind)
     if not any(isinstance(field.default, Raw) for field in fields):
@@ -284,7 +305,7 @@ class Sampler:
         made = {}
         for name, each in properties.items():
             if name in required or (isinstance(each, dict) and each.get("examples")):
-                known = isinstance(each, dict) and ({"const", "examples"} & set(each))
+                known = isinstance(each, dict) and ({"const", "examples", "$ref"} & set(each))
                 made[name] = self._hints[name] if name in self._hints and not known else self(each, depth + 1)
         if len(made) < schema.get("minProperties", 0) or not set(required) <= set(properties):
             raise NoSample
@@ -312,9 +333,9 @@ def _string(schema: Schema) -> str:
     if "format" in schema:
         if schema["format"] not in _FORMATS:
             raise NoSample
-        return _FORMATS[schema["format"]]
-    text = "text"[: schema.get("maxLength", 4)]
-    return text + "x" * (schema.get("minLength", 0) - len(text))
+        return str(_FORMATS[schema["format"]])
+    text: str = "text"[: schema.get("maxLength", 4)]
+    return text.ljust(schema.get("minLength", 0), "x")
 
 
 def _number(schema: Schema) -> Any:
