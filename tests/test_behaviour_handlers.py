@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 from uuid import UUID
@@ -776,3 +777,29 @@ async def test_the_session_object_is_one_and_keeps_state(lane: str) -> None:
 
     async with app_on(lane, declare) as server, server.client("alice") as alice:
         assert [(await alice.ask("count"))["data"] for _ in range(3)] == [1, 2, 3]
+
+
+async def test_handlers_see_no_other_message_s_context(lane: str) -> None:
+    seen: ContextVar[str] = ContextVar("seen", default="nothing")
+    tasks: list[Any] = []
+
+    def declare(hub: Hubbub) -> None:
+        @hub.on("at_once")
+        async def at_once(n: int) -> str:
+            before = seen.get()
+            seen.set(f"at once {n}")
+            return before
+
+        @hub.on("waiting")
+        async def waiting(n: int) -> str:
+            before = seen.get()
+            seen.set(f"waiting {n}")
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0)
+            tasks.append(asyncio.current_task())
+            return before
+
+    async with app_on(lane, declare) as server, server.client("alice") as alice:
+        for kind in ("at_once", "waiting", "at_once", "waiting"):
+            assert (await alice.ask(kind, n=1))["data"] == "nothing"
+    assert len(set(tasks)) == 2

@@ -63,7 +63,7 @@ class Runs:
             self._hub.failed(session, command, error)
             return
         if rest is not None:
-            self._start(session, command, rest, self._timeout)
+            self._start(session, command, rest)
 
     def start(
         self,
@@ -86,10 +86,14 @@ class Runs:
             work.close()
             self._hub.metrics.limited("handlers")
             raise ClientError(ErrorCode.BUSY, "the server is busy", retry_after=1.0)
-        self._start(session, command, work, self._timeout if timeout is None else timeout)
+        self._start(session, command, work, timeout)
 
-    def _start(self, session: Session, command: ClientMessage | None, work: Awaitable[None], timeout: float) -> None:
+    def _start(
+        self, session: Session, command: ClientMessage | None, work: Awaitable[None], timeout: float | None = None
+    ) -> None:
         hub = self._hub
+        if timeout is None:
+            timeout = self._timeout
         loop = hub.loop
         assert loop is not None
         session.busy = []

@@ -8,7 +8,7 @@ the work is done, and a transaction that is not committed is not. ``dependency_o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -158,9 +158,10 @@ _COROUTINE, _FUNCTION, _ASYNC_GENERATOR, _GENERATOR = range(4)
 class _Plan:
     """The flat list of one function's dependencies, and its own arguments."""
 
-    __slots__ = ("arguments", "asks_opening", "steps", "with_stack")
+    __slots__ = ("arguments", "asks_opening", "keyword_only", "steps", "with_stack")
 
     def __init__(self) -> None:
+        self.keyword_only = False
         self.steps: list[_Step] = []
         self.arguments: tuple[tuple[str, Getter], ...] = ()
         self.with_stack = False
@@ -197,7 +198,6 @@ class Callee:
         context.settle()
         self._overridden: dict[tuple[tuple[Any, Any], ...], _Plan] = {}
         self._awaits = is_coroutine(fn)
-        self._direct = self._awaits and not self._plan.steps
         if is_async_generator(fn) or is_generator(fn):
             raise ConfigurationError(f"{self.place}: {context.what} returns its result, it cannot yield")
 
@@ -206,13 +206,12 @@ class Callee:
         """Whether something in it takes the opening request (``HTTPConnection``)."""
         return self._plan.asks_opening
 
-    def call(self, call: Call) -> Coroutine[Any, Any, Any]:
-        """The same as calling it, without a coroutine around a function that has no dependencies. To be awaited at once,
-        by who turns HTTPException into a refusal itself."""
-        if self._direct and not getattr(call.app, "dependency_overrides", None):
-            work: Coroutine[Any, Any, Any] = self.fn(**{name: get(call) for name, get in self._plan.arguments})
-            return work
-        return self(call)
+    @property
+    def takes(self) -> tuple[Getter, ...] | None:
+        """What a coroutine function without dependencies takes, in the order of its parameters; None for any other."""
+        if not self._awaits or self._plan.steps or self._plan.keyword_only:
+            return None
+        return tuple(get for _, get in self._plan.arguments)
 
     async def __call__(self, call: Call) -> Any:
         """Call it; dependencies that yielded are closed when this returns or raises.
@@ -334,13 +333,18 @@ class _Compiler:
     def _arguments(
         self, fn: Callable[..., Any], scopes: tuple[str, ...], *, outer: bool = False
     ) -> Iterable[tuple[str, Getter]]:
-        for parameter in parameters_of(fn, self._around):
+        parameters = parameters_of(fn, self._around)
+        if outer:  # or one is left to its default, and those after it must be named
+            self._plan.keyword_only = any(parameter.keyword_only for parameter in parameters)
+        for parameter in parameters:
             if outer and parameter.name in self._taken:
                 yield parameter.name, self._taken[parameter.name]
                 continue
             getter = self._getter(fn, parameter, scopes)
             if getter is not None:
                 yield parameter.name, getter
+            elif outer:
+                self._plan.keyword_only = True
 
     def _getter(self, fn: Callable[..., Any], parameter: Parameter, scopes: tuple[str, ...]) -> Getter | None:
         if parameter.depends is not None:
@@ -380,7 +384,7 @@ class _Compiler:
                 f"{place_of(fn)}: {self._context.what} has no session to give as {parameter.name!r}"
             )
         if kind is Session:
-            return _get_session
+            return get_session
         if kind is Identity:
             return _get_identity
         if issubclass(kind, Owner):
@@ -464,7 +468,12 @@ def refusal(error: HTTPException | WebSocketException) -> Exception:
     return ClientError(code or ErrorCode.INVALID_MESSAGE, detail, retry_after=after)
 
 
-def _get_session(call: Call) -> Any:
+def get_message(call: Call) -> Any:
+    """The message itself."""
+    return call.message
+
+
+def get_session(call: Call) -> Any:
     return call.session
 
 

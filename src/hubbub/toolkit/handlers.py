@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from hubbub.auth import Identity
 from hubbub.errors import ConfigurationError
 from hubbub.messages import Ack, ClientMessage
 from hubbub.session import Session as CoreSession
-from hubbub.toolkit.dependencies import NO_NAMES, Call, Callee, Context, Owner, refusal
+from hubbub.toolkit.dependencies import NO_NAMES, Call, Callee, Context, Owner, get_message, get_session, refusal
 from hubbub.toolkit.session import Session, session_of
 from hubbub.toolkit.shapes import (
     CannotServe,
@@ -32,7 +33,7 @@ from hubbub.toolkit.shapes import (
     own_type,
     reply_name_is_free,
 )
-from hubbub.toolkit.signature import MISSING, Parameter, parameters_of, place_of, returns
+from hubbub.toolkit.signature import MISSING, Parameter, never_waits, parameters_of, place_of, returns
 
 if TYPE_CHECKING:
     from hubbub.hub import Hub
@@ -77,7 +78,10 @@ class Handler:
         self._hub = hub
         self._owner = owner
         self._timeout = declared.timeout
+        self._start = hub.runs.start
         self.shape, self._callee = self._read(declared)
+        self._takes = self._taken()
+        self._immediate = self._takes is not None and never_waits(declared.fn) and owner.app is not None
         self.type = declared.prefix + self._type_of(declared)
         if TYPE_NAME.fullmatch(self.type) is None:
             raise ConfigurationError(
@@ -107,29 +111,60 @@ class Handler:
         """
         message = None
         if self.shape is not None:
-            message = self.shape.decode(raw, is_json=isinstance(raw, str), ref=command.ref)
-        self._hub.runs.start(core, command, self._run(core, message, command.ref), self._timeout)
+            message = self.shape.decode(raw, is_json=type(raw) is str, ref=command.ref)
+        if self._immediate and not self._owner.app.dependency_overrides:
+            self._run_now(core, message, command.ref)
+            return
+        self._start(core, command, self._run(core, message, command.ref), self._timeout)
 
-    async def _run(self, core: CoreSession, message: Any, ref: str | None) -> None:
-        owner = self._owner
+    def _run_now(self, core: CoreSession, message: Any, ref: str | None) -> None:
+        """A function that never waits needs no task: a third of the cost. It still gets a context of its own."""
         session: Any = core.handle or session_of(core, self._hub)
-        call = Call(session, message, NO_NAMES, owner, owner.app)
+        assert self._takes is not None
+        work = self.fn(*[message if it else session for it in self._takes])
         try:
-            result = await self._callee.call(call)
+            copy_context().run(work.send, None)
+        except StopIteration as end:
+            payload = self._payload(core, end.value, ref)
         except (HTTPException, WebSocketException) as error:
             raise refusal(error) from error
-        link = core.link
-        if result is not None:
-            if self._result is not None and not isinstance(result, self._result):
-                raise TypeError(
-                    f"{self.place}: returned a {type(result).__qualname__}, not {self._result.__qualname__}"
-                )
-            self._hub.answer(link, message_bytes(result, self.reply, ref, link.lane.codec))
-        elif ref is not None:
-            self._hub.answer(link, link.lane.codec.encode(Ack(ref=ref)))
-        if call.background is not None:
-            link.flush()  # they run after the reply
-            await call.background()
+        else:
+            raise RuntimeError(f"{self.place}: it waited, though there is no await in it")
+        if payload is not None:
+            core.link.send(payload)
+
+    def _payload(self, core: CoreSession, result: Any, ref: str | None) -> bytes | None:
+        """What answers a message, in the session's codec; None for nothing.
+
+        :raises TypeError: the function returned something else than it says, or what has no JSON form.
+        """
+        codec = core.link.lane.codec
+        if result is None:
+            return None if ref is None else codec.encode(Ack(ref=ref))
+        if self._result is not None and not isinstance(result, self._result):
+            raise TypeError(f"{self.place}: returned a {type(result).__qualname__}, not {self._result.__qualname__}")
+        return message_bytes(result, self.reply, ref, codec)
+
+    async def _run(self, core: CoreSession, message: Any, ref: str | None) -> None:
+        session: Any = core.handle or session_of(core, self._hub)
+        takes = self._takes
+        background = None
+        app = self._owner.app
+        if takes is None or (app is not None and app.dependency_overrides):
+            call = Call(session, message, NO_NAMES, self._owner, app)
+            result = await self._callee(call)
+            background = call.background
+        else:  # most handlers: no dependencies, and only these two to give
+            try:
+                result = await self.fn(*[message if it else session for it in takes])
+            except (HTTPException, WebSocketException) as error:
+                raise refusal(error) from error
+        payload = self._payload(core, result, ref)
+        if payload is not None:
+            self._hub.answer(core.link, payload)
+        if background is not None:
+            core.link.flush()  # they run after the reply
+            await background()
 
     # -- once, when it is declared
 
@@ -142,7 +177,7 @@ class Handler:
         if len(own) == 1 and is_object(own[0].annotation):
             shape = self._shape(own[0].full, f"{own[0].name!r}")
             context = Context("a handler", fields=shape.fields)
-            return shape, Callee(fn, context, taken={own[0].name: _message}, **more)
+            return shape, Callee(fn, context, taken={own[0].name: get_message}, **more)
         context = Context.collecting("a handler")
         callee = Callee(fn, context, **more)
         if not context.found:
@@ -152,6 +187,13 @@ class Handler:
         except CannotServe as error:
             raise ConfigurationError(f"{self.place}: its parameters cannot be fields of a message: {error}") from None
         return self._shape(model, "its parameters"), callee
+
+    def _taken(self) -> tuple[bool, ...] | None:
+        """Where the function takes nothing but the message (True) and the session (False): which, in their order."""
+        takes = self._callee.takes
+        if takes is None or not set(takes) <= {get_message, get_session}:
+            return None
+        return tuple(get is get_message for get in takes)
 
     def _shape(self, kind: Any, what: str) -> Shape:
         try:
@@ -189,10 +231,6 @@ def is_class(annotation: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _message(call: Call) -> Any:
-    return call.message
 
 
 def is_special(parameter: Parameter) -> bool:

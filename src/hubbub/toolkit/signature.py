@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import functools
 import inspect
 import sys
@@ -32,6 +33,7 @@ class Parameter:
     full: Any
     default: Any
     depends: params.Depends | None
+    keyword_only: bool
 
 
 def place_of(fn: Callable[..., Any]) -> str:
@@ -93,7 +95,9 @@ def parameters_of(fn: Callable[..., Any], around: Mapping[str, Any] | None = Non
                 continue  # of a base class that takes anything
             raise ConfigurationError(f"{place_of(fn)}: {name!r} must be a parameter that can be given by name")
         full = hints.get(name, MISSING)
-        found.append(Parameter(name, _bare(full), full, parameter.default, _depends(full, parameter.default)))
+        depends = _depends(full, parameter.default)
+        only = parameter.kind is parameter.KEYWORD_ONLY
+        found.append(Parameter(name, _bare(full), full, parameter.default, depends, only))
     return found
 
 
@@ -136,6 +140,18 @@ def asks_the_opening(parameter: Parameter) -> bool:
 def is_coroutine(fn: Callable[..., Any]) -> bool:
     """Whether calling it gives something to await. Else it is run in a thread, as FastAPI does."""
     return _is(fn, asyncio.iscoroutinefunction)
+
+
+_WAITING: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT", "BEFORE_ASYNC_WITH", "SEND", "YIELD_VALUE"})
+"""Instructions without which no coroutine can wait."""
+
+
+def never_waits(fn: Callable[..., Any]) -> bool:
+    """Whether a coroutine function has no ``await``, ``async for`` or ``async with`` in it: it ends in its first step."""
+    code = getattr(fn, "__code__", None)
+    if code is None or not inspect.iscoroutinefunction(fn):
+        return False
+    return not any(instruction.opname in _WAITING for instruction in dis.get_instructions(code))
 
 
 def is_async_generator(fn: Callable[..., Any]) -> bool:
