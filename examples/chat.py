@@ -1,36 +1,31 @@
-"""Hubbub in one's own FastAPI app: rooms, presence, notifications and history beside one's own routes.
+"""Chat rooms: the built-in ones, made from code, and who is in them.
 
-Run it:  hubbub serve --app examples.chat:app      then open http://127.0.0.1:8000/docs
-Get a token (POST /login), connect to ws://127.0.0.1:8000/ws?token=… and send
-{"type": "join_room", "room_id": "general"}.
+Run it:  hubbub serve --app examples.chat:app
+Connect: ws://127.0.0.1:8000/ws/chat/lobby?token=…   (POST /api/dev/login {"name": "alice"})
+         and get  auth_success, room_joined (with who is there, and what you missed), user_joined
+Send     {"type": "chat_message", "message": "hi"}          and everybody in the room gets  {"type": "message", …}
+Send     {"type": "join_room", "room_id": "kitchen"}, and then the same with typing, and with leave_room
+POST /rooms/lobby/announce?text=… and everybody in it hears that, as from the house.
 """
 
-from fastapi import FastAPI
-from pydantic import BaseModel
+from fastapi import FastAPI, HTTPException
 
-from hubbub import ChannelOptions, Hubbub
+from hubbub import Hubbub
 
-app = FastAPI(title="A shop with real-time orders")
-hub = Hubbub(
-    app,
-    dev=True,  # a random secret, kept in .hubbub/; in production leave this out and set HUBBUB_SECRET
-    channels={"orders:*": ChannelOptions(history_size=100, publish="server", subscribe="anyone")},
-)
+app = FastAPI(title="Chat rooms")
+hub = Hubbub(app, dev=True)
+hub.create_room("lobby", "The lobby")
+hub.create_room("kitchen", "The kitchen")
 
 
-class Login(BaseModel):
-    name: str
+@app.get("/rooms")
+async def rooms() -> list[str]:
+    return sorted(hub.chat.rooms)
 
 
-@app.post("/login")
-async def login(who: Login) -> dict[str, str]:
-    """Your own way of knowing people; here: by name."""
-    return {"token": hub.token(who.name)}
-
-
-@app.post("/orders/{order_id}/ship")
-async def ship(order_id: int, customer: str) -> dict[str, int]:
-    """Everybody who watches the order sees it, and the customer gets a notification on all devices."""
-    position = await hub.publish(f"orders:{order_id}", {"status": "shipped"})
-    reached = await hub.notify(customer, "Shipped", f"Order {order_id} is on its way", "success")
-    return {"offset": position.offset, "devices": reached}
+@app.post("/rooms/{room_id}/announce")
+async def announce(room_id: str, text: str) -> int:
+    """Says something in a room; returns how many live sessions of its people it was shown to as a notification."""
+    if room_id not in hub.chat.rooms:
+        raise HTTPException(404, "no such room")
+    return await hub.notify(hub.presence(f"room:{room_id}"), f"In {room_id}", text)

@@ -331,6 +331,13 @@ class Hubbub(Declares, Owner):
         user = self.hub.users.get(user_id)
         return [session_of(core, self.hub) for core in user or () if core.state is State.OPEN]
 
+    def presence(self, channel: str) -> dict[str, int]:
+        """Who is in a channel (a room is ``room:<id>``): user ids, each with how many devices. In the hub's loop only."""
+        local = self.hub.channels.get(channel)
+        if local is None or local.roster is None:
+            return {}
+        return {user: int(here["devices"]) for user, here in local.roster.snapshot().items()}
+
     async def subscribe(self, user_id: str, channel: str) -> int:
         """Subscribe all live sessions of a user to a channel; no authorizer is asked. Returns how many.
 

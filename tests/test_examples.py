@@ -1,0 +1,289 @@
+"""Every example runs: in this process with what its head says, and once as its README says, as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from hubbub import Hubbub
+from hubbub.testing import hub_client, running
+from tests.support import TLS
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "guide_client")
+KEY = "a-key-of-my-own-1234"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Imports an example anew: a hub starts with a clean slate."""
+    monkeypatch.setenv("HUBBUB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HUBBUB_API_KEYS", KEY)
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        full = f"examples.{name}"
+        sys.modules.pop(full, None)
+        loaded.append(full)
+        return importlib.import_module(full)
+
+    yield load
+    for full in loaded:
+        sys.modules.pop(full, None)
+
+
+def http(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test", verify=TLS)
+
+
+# -- what the heads of the files say ---------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_echo(load: Any) -> None:
+    app = load("echo").app
+    async with hub_client(app) as nobody, http(app) as client:
+        assert (await nobody.ask("echo", text="hello"))["data"] == "Message received: hello"
+        assert "WebSocket test" in (await client.get("/")).text
+
+
+@pytest.mark.anyio
+async def test_typed_messages(load: Any) -> None:
+    async with hub_client(load("typed_messages").app, user="alice") as alice:
+        assert (await alice.ask("ping"))["type"] == "pong"
+        assert await alice.ask("chat", text="hi") == {"type": "chat.sent", "ref": alice.seen[-1]["ref"], "length": 2}
+        assert (await alice.ask("remind", title="Tea", minutes=3))["data"] == "Tea in 3 minutes"
+        assert await alice.refused("chat", text="spam") == "spam"
+        assert await alice.refused("chat", text=1) == "invalid_message"
+        assert await alice.refused("remind", title="Tea", minutes=0) == "invalid_message"
+        assert await alice.refused("dance") == "unknown_type"
+        await alice.send_raw("{")
+        assert (await alice.expect("error"))["code"] == "invalid_json"
+
+
+@pytest.mark.anyio
+async def test_connection_manager(load: Any) -> None:
+    app = load("connection_manager").app
+    async with hub_client(app, user="alice") as alice:
+        async with hub_client(app, user="bob") as bob:
+            await alice.send("say", text="hi")
+            for client in (alice, bob):
+                assert (await client.expect("publication"))["data"] == "User alice: hi"
+            await alice.send("whisper", to="bob", text="psst")
+            assert await bob.expect("whisper") == {"type": "whisper", "from": "alice", "text": "psst"}
+            assert await alice.refused("whisper", to="carol", text="psst") == "not_here"
+        assert (await alice.expect("publication"))["data"] == "User bob left the chat"
+
+
+@pytest.mark.anyio
+async def test_rooms_heartbeat(load: Any) -> None:
+    app = load("rooms_heartbeat").app
+    async with hub_client(app, user="alice") as alice, hub_client(app, user="bob") as bob:
+        assert (await alice.ask("subscribe", channel="rooms:red", presence=True))["count"] == 1
+        await bob.ask("subscribe", channel="rooms:red")
+        await bob.send("publish", channel="rooms:red", data={"text": "hi"})
+        assert (await alice.expect("publication"))["data"] == {"text": "hi", "by": "bob"}
+        assert await alice.refused("subscribe", channel="rooms:closed") == "forbidden"
+        assert await alice.refused("publish", channel="rooms:red", data={"text": 1}) == "invalid_message"
+        assert (await alice.ask("unsubscribe", channel="rooms:red"))["type"] == "unsubscribed"
+        assert (await alice.ask("heartbeat"))["type"] == "heartbeat_ack"
+
+
+@pytest.mark.anyio
+async def test_token_auth(load: Any) -> None:
+    app = load("token_auth").app
+    async with running(app), http(app) as client:
+        assert (await client.post("/login", params={"name": "alice", "password": "wrong"})).status_code == 401
+        answer = await client.post("/login", params={"name": "alice", "password": "correct horse"})
+        async with hub_client(app, path=f"/ws?token={answer.json()['token']}") as alice:
+            assert (await alice.expect("auth_success"))["user_id"] == "alice"
+            assert (await alice.ask("whoami"))["user_id"] == "alice"
+        async with hub_client(app, path="/ws?token=wrong") as nobody:
+            assert await nobody.closed() == 4401
+
+
+@pytest.mark.anyio
+async def test_first_message_auth(load: Any) -> None:
+    app = load("first_message_auth").app
+    hub: Hubbub = app.state.hubbub
+    async with hub_client(app) as alice:
+        assert "T" in (await alice.ask("time"))["data"]
+        await alice.send("auth", token=hub.token("alice"))
+        assert (await alice.expect("auth_success"))["user_id"] == "alice"
+        assert (await alice.expect("welcome"))["user_id"] == "alice"
+        assert (await alice.ask("secret"))["data"] == "the answer is 42, alice"
+    async with hub_client(app) as nobody:
+        await nobody.send("secret")
+        assert (await nobody.expect("error"))["code"] == "authentication_required"
+        assert await nobody.closed() == 4401
+
+
+@pytest.mark.anyio
+async def test_chat(load: Any) -> None:
+    app = load("chat").app
+    async with hub_client(app, user="alice", room="lobby") as alice, http(app) as client:
+        await alice.expect("room_joined")
+        await alice.send("chat_message", message="hi")
+        assert (await alice.expect("message"))["data"]["message"] == "hi"
+        assert (await client.get("/rooms")).json() == ["general", "kitchen", "lobby"]
+        assert (await client.post("/rooms/lobby/announce", params={"text": "Dinner"})).json() == 1
+        assert (await alice.expect("notification"))["data"]["message"] == "Dinner"
+        assert (await client.post("/rooms/cellar/announce", params={"text": "x"})).status_code == 404
+
+
+@pytest.mark.anyio
+async def test_notifications(load: Any) -> None:
+    app = load("notifications").app
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with hub_client(app, user="alice") as phone, hub_client(app, user="alice") as laptop, http(app) as client:
+        params = {"user_id": "alice", "title": "Hello", "message": "World"}
+        assert (await client.post("/api/notifications/send", params=params)).status_code == 401
+        sent = await client.post("/api/notifications/send", params=params, headers=headers)
+        assert sent.json()["delivered"] == 2
+        assert (await client.post("/orders/7/pay", params={"customer": "alice"})).json() == 2
+        await client.post("/orders/7/ship", params={"customer": "alice"})
+        assert (await client.post("/close")).json() == 2
+        for device in (phone, laptop):
+            titles = [(await device.expect("notification"))["data"]["title"] for _ in range(3)]
+            assert titles == ["Hello", "Paid", "Shipped"]
+            assert (await device.expect("broadcast_notification"))["data"]["title"] == "Closing"
+
+
+@pytest.mark.anyio
+async def test_connection_limits(load: Any) -> None:
+    app = load("connection_limits").app
+    async with hub_client(app, user="alice"), hub_client(app, user="alice"), http(app) as client:
+        token = app.state.hubbub.token("alice")
+        async with hub_client(app) as third:
+            await third.send("auth", token=token)
+            assert (await third.expect("error"))["code"] == "too_many"
+            assert await third.closed() == 4429
+        assert (await client.get("/limits")).json() == {"connections": 2, "of": 4}
+
+
+@pytest.mark.anyio
+async def test_rate_limiting(load: Any) -> None:
+    async with hub_client(load("rate_limiting").app, user="alice") as alice:
+        assert (await alice.ask("report"))["data"] == "all is well"
+        assert await alice.refused("report") == "rate_limited"
+        for _ in range(8):
+            await alice.ask("ping")
+        assert await alice.refused("ping") == "rate_limited"
+
+
+@pytest.mark.anyio
+async def test_shop(load: Any) -> None:
+    shop = load("shop")
+    app = shop.app
+    async with hub_client(app, user="alice") as alice, hub_client(app, user="bob") as bob, http(app) as client:
+        await alice.send("order.place", what="tea", count=2, ref="1")
+        request = await alice.expect("request", method="confirm")
+        assert request["data"] == {"text": "2 tea for 6?"}
+        assert shop.pool.opened == 1
+        await alice.send("response", id=request["id"], data=True)
+        assert await alice.expect("order.placed") == {"type": "order.placed", "ref": "1", "order_id": 1, "total": 6}
+        assert shop.pool.opened == 0
+        assert await alice.refused("order.place", what="gold") == "sold_out"
+        assert await alice.refused("order.place", what="tea", count=0) == "invalid_message"
+        assert (await alice.ask("subscribe", channel="orders:1"))["state"]["status"] == "placed"
+        assert await bob.refused("subscribe", channel="orders:1") == "forbidden"
+        assert await bob.refused("subscribe", channel="orders:2") == "not_found"
+        assert (await client.post("/orders/1/ship")).json() == {"offset": 1, "devices": 1}
+        assert (await alice.expect("publication"))["data"] == {"status": "shipped"}
+        assert (await alice.expect("notification"))["data"]["title"] == "Shipped"
+
+
+# -- as processes of their own ----------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(tmp_path: Path, *arguments: str) -> Iterator[int]:
+    """``hubbub serve`` with these arguments, until it answers; ended by SIGTERM."""
+    port = free_port()
+    hubbub = str(Path(sys.executable).with_name("hubbub"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
+    env |= {"HUBBUB_DATA_DIR": str(tmp_path), "HUBBUB_DRAIN_SECONDS": "0.2"}
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [hubbub, "serve", "--port", str(port), *arguments], cwd=ROOT, env=env, stdout=out, stderr=out
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while b"listens on" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            os.sched_yield()
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs_as_its_head_and_the_readme_say(name: str, tmp_path: Path) -> None:
+    command = f"hubbub serve --app examples.{name}:app"
+    assert command in (ROOT / "examples" / f"{name}.py").read_text()
+    assert command in (ROOT / "examples" / "README.md").read_text()
+    with served(tmp_path, "--app", f"examples.{name}:app") as port:
+        health = httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False, verify=TLS)
+        assert health.json()["status"] == "healthy"
+        with connect(f"ws://127.0.0.1:{port}/ws", proxy=None) as client:
+            client.send('{"type": "ping"}')
+            assert "authentication_required" in client.recv(5)
+        if name == "connection_limits":
+            with pytest.raises(InvalidStatus, match="503"):
+                crowd(port)
+
+
+def crowd(port: int) -> None:
+    clients = []
+    try:
+        for _ in range(5):
+            clients.append(connect(f"ws://127.0.0.1:{port}/ws", proxy=None))
+            clients[-1].__enter__()
+    finally:
+        for client in clients:
+            try:
+                client.close()
+            except ConnectionClosed:
+                pass
+
+
+@pytest.mark.slow
+def test_the_guides_client_passes(tmp_path: Path) -> None:
+    client = importlib.import_module("examples.guide_client")
+    with served(tmp_path) as port:
+        hubbub = str(Path(sys.executable).with_name("hubbub"))
+        env = {**os.environ, "HUBBUB_DATA_DIR": str(tmp_path)}
+        token = subprocess.run([hubbub, "token", "alice"], env=env, capture_output=True, text=True, check=True)
+        asyncio.run(client.test_websocket_integration(token.stdout.strip(), f"ws://localhost:{port}/ws"))
+
+
+def test_every_example_is_in_the_readme() -> None:
+    listed = set(re.findall(r"^\| [^|]+ \| \[(\w+)\.py\]", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE))
+    assert listed == {*EXAMPLES, "guide_client"}
