@@ -3,7 +3,7 @@
 Run it:  hubbub serve --app examples.shop:app
 Log in:  curl -X POST http://127.0.0.1:8000/login -H 'Content-Type: application/json' -d '{"name": "alice"}'
 Connect: ws://127.0.0.1:8000/ws?token=…
-Send     {"type": "order.place", "what": "tea", "count": 2}  the server asks  {"type": "request", "id": "1", "method": "confirm", …}
+Send     {"type": "order.place", "what": "tea", "count": 2}  the server asks  {"type": "request", "id": "1", …}
 Send     {"type": "response", "id": "1", "data": true}       and get  {"type": "order.placed", "order_id": 1, "total": 6}
 Send     {"type": "subscribe", "channel": "orders:1"}        and get  its state, then every change of it
 POST /orders/1/ship                                          and you get the change, and a notification
