@@ -559,7 +559,7 @@ def test_the_clock_beside_the_test_client() -> None:
             hub.hub.sweep()
 
         @property
-        def _loop(self) -> Any:
+        def loop(self) -> Any:
             return loop_of(hub)
 
     watcher = Watcher()

@@ -157,6 +157,7 @@ class FaultyBroker:
     # -- the Broker, as the hub sees it
 
     async def start(self, inlet: Inlet) -> None:
+        """As :class:`~hubbub.ports.Broker` has it: starts the inner broker."""
         if self._inner is None:
             if not isinstance(inlet, OrderedInlet):
                 raise TypeError("without a hub there must be an inner broker: FaultyBroker(MemoryBroker(…))")
@@ -165,33 +166,49 @@ class FaultyBroker:
         await self._inner.start(self)
 
     async def stop(self) -> None:
+        """Stops the inner broker; what is held is gone."""
         await self._started().stop()
         self._inlet = None
         self._faults.clear()
         self._held.clear()
 
     async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
+        """As :class:`~hubbub.ports.Broker` has it.
+
+        :raises BrokerUnavailable: while :attr:`unavailable` is set.
+        """
         self._check()
         return await self._started().publish(channel, publication, options)
 
     async def subscribe(self, channel: str) -> None:
+        """As :class:`~hubbub.ports.Broker` has it."""
         self._check()
         await self._started().subscribe(channel)
 
     async def unsubscribe(self, channel: str) -> None:
+        """As :class:`~hubbub.ports.Broker` has it."""
         await self._started().unsubscribe(channel)
 
     async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        """As :class:`~hubbub.ports.Broker` has it.
+
+        :raises BrokerUnavailable: while :attr:`unavailable` is set.
+        """
         self._check()
         return await self._started().recover(channel, since, limit, options)
 
     async def history(
         self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
     ) -> tuple[Position, Sequence[Publication], bool]:
+        """As :class:`~hubbub.ports.Broker` has it.
+
+        :raises BrokerUnavailable: while :attr:`unavailable` is set.
+        """
         self._check()
         return await self._started().history(channel, after, before, limit, options)
 
     def sweep(self, now: float) -> None:
+        """As :class:`~hubbub.ports.Broker` has it."""
         self._started().sweep(now)
 
     @property

@@ -245,7 +245,8 @@ class NetSocket:
 
 def pairs_of(headers: Headers) -> list[tuple[str, str]]:
     """Headers as a list of names and values."""
-    return list(headers.items() if isinstance(headers, Mapping) else headers)
+    items: Any = headers.items() if isinstance(headers, Mapping) else headers
+    return [(str(name), str(value)) for name, value in items]
 
 
 def _scope(target: str, headers: Headers, subprotocols: list[str], state: Mapping[str, Any]) -> dict[str, Any]:
