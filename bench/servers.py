@@ -71,6 +71,7 @@ class Server:
     """A message that is validated as a type of the app's, and answered with another."""
     typed_dep: Dialogue | None = None
     """The same, with something opened for the message and closed after it."""
+    typed_await: Dialogue | None = None
     typed_plain_dep: Dialogue | None = None
     typed_model: Dialogue | None = None
     only: frozenset[str] | None = None
@@ -261,7 +262,7 @@ def _handler(kind: str) -> Dialogue:
     )
 
 
-TYPED = frozenset({"echo", "typed", "typed-dep", "typed-plain-dep", "typed-model"})
+TYPED = frozenset({"echo", "typed", "typed-await", "typed-dep", "typed-plain-dep", "typed-model"})
 HUBBUB_APP = replace(
     HUBBUB,
     name="hubbub-app",
@@ -271,6 +272,7 @@ HUBBUB_APP = replace(
     typed=_handler("say"),
     typed_dep=_handler("say-dep"),
     typed_plain_dep=_handler("say-plain-dep"),
+    typed_await=_handler("say-await"),
     typed_model=_handler("say-model"),
     only=TYPED,
 )

@@ -48,6 +48,16 @@ async def say(session: Session, message: Say) -> Said:
     return Said(message.text, session.user_id)
 
 
+async def check(text: str) -> None:
+    """Something to await, that does not wait."""
+
+
+@hub.on("say-await", reply="said")
+async def say_and_await(session: Session, message: Say) -> Said:
+    await check(message.text)
+    return Said(message.text, session.user_id)
+
+
 @hub.on("say-model", reply="said")
 async def say_model(session: Session, message: SayModel) -> SaidModel:
     return SaidModel(text=message.text, by=session.user_id)

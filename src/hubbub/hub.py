@@ -301,14 +301,6 @@ class Hub:
         link = session.link
         link.send(link.lane.codec.encode(message))
 
-    def answer(self, link: Link, payload: bytes) -> None:
-        """Send one message, already in the link's codec: at once where nothing of this turn waits to leave before it,
-        which saves a turn of the loop."""
-        if self._scheduled:
-            link.send(payload)
-        else:
-            link.send_now(payload)
-
     def touched(self, link: Link) -> None:
         self._touched.append(link)
         self.schedule()

@@ -44,10 +44,6 @@ class Link(Protocol):
         """Write what is queued now."""
         ...
 
-    def send_now(self, payload: bytes) -> None:
-        """The same as :meth:`send` and :meth:`flush`: for what nothing of this turn must leave before."""
-        ...
-
     def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; whatever the peer does, the connection is gone after the close timeout."""
         ...

@@ -85,10 +85,6 @@ class AsgiLink:
         else:
             self._replies.append(payload)
 
-    def send_now(self, payload: bytes) -> None:
-        self.send(payload)
-        self.flush()
-
     def flush(self) -> None:
         replies, self._replies = self._replies, None
         now = self._clock.monotonic()

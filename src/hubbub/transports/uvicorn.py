@@ -396,10 +396,6 @@ class WebSocketProtocol(asyncio.Protocol):
             self.out = None
             self.write(out[0] if len(out) == 1 else b"".join(out))
 
-    def send_now(self, payload: bytes) -> None:
-        if not self._closing:
-            self.write(frame(self.lane.codec.opcode, payload))
-
     def write(self, data: bytes) -> None:
         """Write whole frames that are no channel's: now if the socket takes them, else as a slow reader's."""
         if self.out is not None:
