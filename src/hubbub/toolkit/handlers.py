@@ -118,7 +118,7 @@ class Handler:
         self._start(core, command, self._run(core, message, command.ref), self._timeout)
 
     def _run_now(self, core: CoreSession, message: Any, ref: str | None) -> None:
-        """A function that never waits needs no task, which would be more than half of the cost. It still gets a context of its own."""
+        """A function that never waits needs no task, which would be half of the cost. It gets a context of its own."""
         session: Any = core.handle or session_of(core, self._hub)
         assert self._takes is not None
         work = self.fn(*[message if it else session for it in self._takes])
