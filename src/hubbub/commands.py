@@ -1,7 +1,7 @@
 """The messages that every client may send, whatever the features: auth, heartbeats, channels.
 
 A handler is called with the session and the decoded message. It raises :class:`ClientError` to refuse, and returns a
-coroutine where it may have to wait (see :meth:`Hub._step`: with the memory broker it never does).
+coroutine where it may have to wait (see :meth:`Runs.step`: with the memory broker it never does).
 """
 
 from __future__ import annotations
