@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import httpx2
 import msgspec
 import pydantic
 import pytest
@@ -34,8 +35,8 @@ from hubbub.testing import (
     sync_client,
 )
 from hubbub.testing.lifespan import _homes, loop_of
+from tests.support import TLS, settings_for
 from tests.support import running as served
-from tests.support import settings_for
 
 ALL: Any = {"subscribe": ["*"], "publish": ["*"]}
 
@@ -689,3 +690,37 @@ def test_the_public_names_are_there() -> None:
     assert all(hasattr(kit, name) for name in kit.__all__)
     verbs = {name for name in vars(HubClient) if not name.startswith("_")}
     assert verbs - {"timeout"} <= {name for name in dir(SyncClient) if not name.startswith("_")}
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_is_away_is_unavailable_to_clients_and_callers() -> None:
+    broker = FaultyBroker()
+    app, hub = made(broker=broker)
+
+    @app.post("/publish")
+    async def publish() -> int:
+        return (await hub.publish("news", 1)).offset
+
+    async with hub_client(app, user="alice", subscribe=("*",), publish=("*",)) as alice:
+        broker.unavailable = True
+        with pytest.raises(Refused) as refused:
+            await alice.ask("publish", channel="news", data=1)
+        assert (refused.value.code, refused.value.retry_after) == ("unavailable", 1.0)
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test", verify=TLS) as http:
+            answer = await http.post("/publish")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+            broker.unavailable = False
+            assert (await http.post("/publish")).json() == 1
+
+
+@pytest.mark.anyio
+async def test_the_first_notification_that_is_lost_after_a_subscribe_is_had_from_history() -> None:
+    broker = FaultyBroker()
+    app, hub = made(broker=broker)
+    async with hub_client(app, user="alice") as alice:
+        await alice.subscribe("user:alice")
+        broker.drop(1)
+        await hub.notify("alice", "lost", "m")
+        await hub.notify("alice", "found", "m")
+        titles = [(await alice.expect("notification"))["data"]["title"] for _ in range(2)]
+        assert titles == ["lost", "found"]

@@ -27,7 +27,7 @@ from hubbub.auth import issue_token
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
-from hubbub.errors import HTTP_STATUS, ClientError, CloseCode, ConfigurationError
+from hubbub.errors import HTTP_STATUS, BrokerUnavailable, ClientError, CloseCode, ConfigurationError, ErrorCode
 from hubbub.features.chat import Chat
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
@@ -48,7 +48,7 @@ from hubbub.toolkit.topics import BoundTopic, Topic
 
 log = logging.getLogger("hubbub")
 T = TypeVar("T")
-PUBLISHED_PER_TURN = 256
+PUBLISHED_PER_TURN = 64
 """Publications of an app's code in one turn of the loop, before it lets others in."""
 STATIC = Path(__file__).parent / "static"
 CONTENT_SECURITY_POLICY = (
@@ -142,6 +142,7 @@ class Hubbub(Declares, Owner):
         app.include_router(api.router, prefix=self.prefix)
         add_routes(self, app, _PAGE_HEADERS)
         app.add_exception_handler(ClientError, _client_error)
+        app.add_exception_handler(BrokerUnavailable, _unavailable)
         session: Any = self._endpoint  # Starlette runs what is no function as a raw ASGI app
         routes = [
             WebSocketRoute(self.prefix + "/ws", session, name="hubbub"),
@@ -439,6 +440,11 @@ async def _client_error(request: Request, error: Exception) -> Response:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": {"code": str(error.code), "message": error.message}}, status, headers)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    refusal = ClientError(ErrorCode.UNAVAILABLE, "the engine behind this does not answer", retry_after=1.0)
+    return await _client_error(request, refusal)
 
 
 def _redact_server_logs() -> None:

@@ -20,7 +20,7 @@ from hubbub.comings import Comings
 from hubbub.drain import drain
 from hubbub.eager import begin, finish
 from hubbub.entrance import Entrance
-from hubbub.errors import ClientError, CloseCode, ErrorCode
+from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode
 from hubbub.inlet import OrderedInlet
 from hubbub.limits import Rate
 from hubbub.messages import (
@@ -172,6 +172,7 @@ class Hub:
         if self._tasks:  # not for ever: one may keep its cancellation to itself
             await asyncio.wait(self._tasks, timeout=self.settings.close_timeout)
         await self.broker.stop()
+        self.channels.clear()  # those that were kept for a grace
         for topic in self.topics:
             topic.stopped()
         # an app may be started again, in another loop: tests do
@@ -270,6 +271,8 @@ class Hub:
 
     def failed(self, session: Session, command: ClientMessage | None, error: Exception, ref: str | None = None) -> None:
         ref = command.ref if command is not None else ref
+        if isinstance(error, BrokerUnavailable):
+            error = ClientError(ErrorCode.UNAVAILABLE, "the engine behind this does not answer", retry_after=1.0)
         if isinstance(error, ClientError):
             self.refuse_message(session, error, ref)
             return

@@ -41,7 +41,7 @@ class Subscriptions:
         state: Any = UNSET
         if name.startswith(PERSONAL):
             # every session gets its user's channel anyway; this is only about what was missed
-            recovery = await hub.broker.recover(name, since, hub.settings.recovery_limit, options)
+            recovery = await hub.inlet.recover_personal(name[len(PERSONAL) :], since)
         elif topic is not None and topic.has_state:
             recovery, state = await self._with_state(session, name, since, options, presence, topic)
         else:
