@@ -38,6 +38,7 @@ LACKS: dict[str, dict[str, str]] = {
         "the peer's close code": "it tells an app 1006, whatever the client's close frame said",
     },
     "granian": {
+        "a turn beside a busy loop": "its threads want the interpreter's lock, and a loop that never idles keeps it",
         "a goodbye": "when it stops, it cuts all connections off before the app hears of it",
     },
     "daphne": {
