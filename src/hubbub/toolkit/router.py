@@ -73,7 +73,8 @@ class Declares:
         - Raise :class:`~hubbub.ClientError` (or HTTPException) to refuse. Anything else costs the sender an ``internal``
           error, with an id that the log has.
 
-        A coroutine function runs in a task of its own, a plain one in a thread. Handlers of one session run in order.
+        A coroutine function runs in a task of its own (at once, if there is no ``await`` in it), a plain one in a thread.
+        Handlers of one session run in order.
 
         :param type: the messages' ``type``; by default the Struct's own tag, or the function's name.
         :param reply: the reply's ``type``; by default its own tag or ``type`` field, or ``<type>.reply``.
