@@ -21,7 +21,7 @@ from hubbub.admission import api_key_matches
 from hubbub.auth import Identity, issue_token, valid_user_id
 from hubbub.commands import check_name, publication_of, who_is_here
 from hubbub.errors import ClientError, CloseCode, ErrorCode
-from hubbub.features.chat import Chat
+from hubbub.features.chat.live import Chat
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import JSON, NotificationType, RoomInfo, plain_data

@@ -28,7 +28,7 @@ from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
 from hubbub.errors import HTTP_STATUS, BrokerUnavailable, ClientError, CloseCode, ConfigurationError, ErrorCode
-from hubbub.features.chat import Chat
+from hubbub.features.chat.live import Chat
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import NotificationType, Position, plain_data

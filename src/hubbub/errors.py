@@ -26,6 +26,7 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "too_large"
     TOO_MANY = "too_many"
     CONFLICT = "conflict"
+    RESYNC_REQUIRED = "resync_required"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
@@ -134,6 +135,15 @@ class AuthenticationFailed(ClientError):
         self.reason = reason
 
 
+class StoreUnavailable(ClientError):
+    """The store cannot write or read now: its disk is full, it is locked, or it does not answer. Nothing was changed."""
+
+    __slots__ = ()
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message, retry_after=retry_after)
+
+
 HTTP_STATUS: dict[str, int] = {
     ErrorCode.INVALID_JSON: 400,
     ErrorCode.INVALID_MESSAGE: 422,
@@ -149,6 +159,7 @@ HTTP_STATUS: dict[str, int] = {
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.TOO_MANY: 429,
     ErrorCode.CONFLICT: 409,
+    ErrorCode.RESYNC_REQUIRED: 410,
     ErrorCode.BUSY: 503,
     ErrorCode.UNAVAILABLE: 503,
     ErrorCode.INTERNAL: 500,

@@ -40,6 +40,33 @@ class Histogram:
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
 
 
+class StoreMetrics:
+    """What the store did.
+
+    :ivar units: what was asked of it, in ``commits`` transactions.
+    :ivar retried: transactions that were tried again: the database was locked or away.
+    :ivar refused: what was answered ``busy``, because too much waited.
+    """
+
+    __slots__ = ("commits", "failed", "reads", "refused", "retried", "seconds", "units")
+
+    def __init__(self) -> None:
+        self.commits = self.units = self.reads = self.failed = self.retried = self.refused = 0
+        self.seconds = Histogram(LATENCIES)
+
+    def families(self, waiting: int, healthy: bool) -> Iterator[Metric]:
+        yield _total("hubbub_store_commits", "Transactions committed", self.commits)
+        yield _total("hubbub_store_units", "Changes in them (by hubbub_store_commits: the group)", self.units)
+        yield _total("hubbub_store_reads", "Reads", self.reads)
+        faults = {"failed": self.failed, "retried": self.retried, "refused": self.refused}
+        yield _counter(
+            "hubbub_store_faults", "Transactions that failed or were tried again; changes refused", "what", faults
+        )
+        yield self.seconds.family("hubbub_store_commit_seconds", "From the beginning of a transaction to its commit")
+        yield _gauge("hubbub_store_waiting", "Changes that wait for their commit", waiting)
+        yield _gauge("hubbub_store_healthy", "0 while the database does not take what is written", int(healthy))
+
+
 class Metrics:
     """One node's numbers.
 
@@ -61,6 +88,7 @@ class Metrics:
         self.handshakes = Histogram(LATENCIES)
         self.handlers = Histogram(LATENCIES)
         self.runs = Histogram(LATENCIES)
+        self.store = StoreMetrics()
         self.lag = 0.0
         self.lag_histogram = Histogram(LAGS)
         self.sweeps = 0

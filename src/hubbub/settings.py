@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     max_channels: Count = Field(
         default=1_000_000, description="Channels with history that the memory broker keeps; 0 = off."
     )
-    max_rooms: Count = Field(default=10_000, description="Rooms kept in memory; 0 = off.")
+    max_rooms: Count = Field(default=100_000, description="Rooms in all, but for direct ones; 0 = off.")
     max_rooms_per_user: Count = Field(default=100, description="Rooms that one user may create; 0 = off.")
 
     # -- how big
@@ -158,6 +158,50 @@ class Settings(BaseSettings):
         default=("general",), description="Rooms that exist from the start, comma-separated."
     )
 
+    # -- the store
+    database_url: str = Field(
+        default="",
+        description="Where rooms and messages are kept: `sqlite:///path`, `postgresql://…`, or `sqlite://` (in memory: "
+        "they end with the process). Default: `hubbub.db` in the data directory.",
+    )
+    store_sync: Literal["full", "normal"] = Field(
+        default="full",
+        description="SQLite: `full` writes each commit to the disk before it is answered; with `normal` a power cut (not a "
+        "crash) may take the last ones back.",
+    )
+    store_queue: int = Field(
+        default=10_000, ge=16, description="Changes that may wait for their commit; beyond: `busy`."
+    )
+    store_queue_bytes: int = Field(default=64 << 20, ge=1 << 20, description="Bytes of them.")
+    store_timeout: Seconds = Field(
+        default=10.0, description="How long a commit is tried again while the database is locked or away.", gt=0
+    )
+    store_readers: int = Field(default=2, ge=1, le=64, description="Connections to the database for reading.")
+
+    # -- chat
+    group_limit: int = Field(
+        default=100,
+        ge=2,
+        description="Members up to which a `group` room has receipts; above it is like a `large` one.",
+    )
+    catch_up_limit: int = Field(
+        default=1000, ge=1, le=10_000, description="Events that one recovery or catch-up of a room may return."
+    )
+    max_mentions: int = Field(
+        default=50, ge=0, description="People that one message may mention; more are not notified."
+    )
+    max_members: Count = Field(default=100_000, description="Members of one room; 0 = off.")
+    max_pins: int = Field(default=100, ge=0, description="Pinned messages of one room.")
+    max_reactions: int = Field(default=50, ge=1, description="Different reactions to one message.")
+    files: str = Field(
+        default="",
+        description="Where attachments are kept: a directory, or `s3://bucket/prefix`. Default: `files` in the data directory.",
+    )
+    max_file_size: Count = Field(default=10 << 20, description="Bytes of one attachment; 0: no attachments.")
+    max_files_per_message: int = Field(default=10, ge=0, description="Attachments of one message.")
+    user_file_bytes: Count = Field(default=1 << 30, description="Bytes of all attachments of one user; 0 = off.")
+    audit_days: Count = Field(default=365, description="Days for which the audit log is kept; 0: for ever.")
+
     # -- the process
     tcp_user_timeout: Seconds = Field(default=20.0, description="TCP_USER_TIMEOUT: unacknowledged data; 0 = off.")
     gc_freeze: bool = Field(
@@ -212,6 +256,11 @@ class Settings(BaseSettings):
         if self.control_rate_limit and not self.control_rate_burst:
             raise ValueError("HUBBUB_CONTROL_RATE_BURST must be at least 1 while HUBBUB_CONTROL_RATE_LIMIT is on")
         return self
+
+    @property
+    def database(self) -> str:
+        """The URL of the store, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'hubbub.db'}"
 
     @property
     def message_limit(self) -> int:

@@ -1,0 +1,1 @@
+"""Chat: rooms, their members and messages, kept in the store."""
