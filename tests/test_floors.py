@@ -30,7 +30,7 @@ MAY_SEE: dict[str, tuple[str, ...]] = {
     "ports": ("vocabulary", "core", "ports"),
     "runtime": ("vocabulary", "core", "ports", "runtime"),
     "adapters": ("vocabulary", "core", "ports", "adapters"),
-    "features": ("vocabulary", "core", "ports", "runtime"),
+    "features": ("vocabulary", "core", "ports", "runtime", "features"),  # but not another feature: see below
     "toolkit": ("vocabulary", "core", "ports", "runtime", "toolkit"),
     "entry points": tuple(floor for floor in FLOORS if floor != "side rooms"),
     "side rooms": tuple(FLOORS),

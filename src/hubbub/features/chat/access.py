@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from hubbub.auth import Grants
 from hubbub.errors import ClientError, ErrorCode
-from hubbub.features.chat.wire import Kind, Notify, Role, Sharing, Visibility
+from hubbub.features.chat.asks import Kind, Notify, Role, Sharing, Visibility
 
 
 class Act(StrEnum):

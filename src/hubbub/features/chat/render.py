@@ -12,8 +12,8 @@ from sqlalchemy import case, func, select
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import MemberRow, RoomRow
 from hubbub.features.chat.tables import SEQ_MASK, key_of
+from hubbub.features.chat.tells import FileInfo, MessageInfo, MyRoom, ReactionInfo, RoomInfo, ThreadInfo
 from hubbub.features.chat.tx import Tx, stamp
-from hubbub.features.chat.wire import FileInfo, MessageInfo, MyRoom, ReactionInfo, RoomInfo, ThreadInfo
 from hubbub.messages import JSON
 
 MESSAGE_COLUMNS: Final = tuple(tables.messages.c)
