@@ -15,6 +15,7 @@ class Act(StrEnum):
     """What somebody wants to do in a room."""
 
     SEE = "see"  # that it is there, its name and numbers
+    JOIN = "join"  # become a member
     READ = "read"
     WRITE = "write"
     REACT = "react"
@@ -37,7 +38,8 @@ ADMIN: Final = 4
 """The rank of a token with the admin grant, and of an API key: above every owner."""
 
 NEEDS: Final[Mapping[Act, int]] = {
-    Act.SEE: 1,
+    Act.SEE: 0,
+    Act.JOIN: 0,
     Act.READ: 1,
     Act.WRITE: 1,
     Act.REACT: 1,
@@ -55,6 +57,8 @@ NEEDS: Final[Mapping[Act, int]] = {
     Act.EXPORT: 3,
 }
 """The least rank for each act."""
+FROM_OUTSIDE: Final = frozenset({Act.SEE, Act.JOIN})
+"""What who is no member may do, in a room that it may know of (:func:`may_know`)."""
 STAFF_IN_PUBLIC: Final = frozenset({Act.PIN})
 """Acts that take a moderator in public, large and broadcast rooms: there, members do not know each other."""
 WRITES: Final = frozenset(
@@ -110,6 +114,11 @@ class RoomRow:
         """Whether its messages are in the store."""
         return self.kind != "live"
 
+    @property
+    def has_members(self) -> bool:
+        """Whether who enters becomes a member. Else (public, and of the kind `live`) only its staff are."""
+        return self.stored or self.visibility != "public"
+
     def is_group(self, limit: int) -> bool:
         """Whether it is small and of the kind that has receipts."""
         return self.kind == "group" and self.member_count <= limit
@@ -137,25 +146,39 @@ def rank_of(caller: Caller, member: MemberRow | None) -> int:
     return RANKS[member.role if member is not None else None]
 
 
-def check(room: RoomRow, member: MemberRow | None, caller: Caller, act: Act, now: int) -> None:
+def may_know(room: RoomRow, member: MemberRow | None, caller: Caller, invited: bool) -> bool:
+    """Whether somebody may know that a room is there. A token that names a private room is an invitation to it."""
+    if not caller.grants.may_join(room.id):
+        return False
+    if rank_of(caller, member) or room.visibility == "public":
+        return True
+    return room.visibility == "private" and (invited or caller.grants.rooms is not None)
+
+
+def check(
+    room: RoomRow, member: MemberRow | None, caller: Caller, act: Act, now: int, *, invited: bool = False
+) -> None:
     """Refuse an act that is not allowed.
 
     :param now: unix milliseconds.
+    :param invited: there is an invitation for the caller.
     :raises ClientError: ``not_found`` where the caller may not even know of the room, else what stands in the way.
     """
     rank = rank_of(caller, member)
-    if not caller.grants.may_join(room.id) or (rank == 0 and room.visibility != "public"):
+    if not may_know(room, member, caller, invited):
         raise no_such_room(room.id)
-    if rank == 0 and act is not Act.SEE and room.stored:
+    if rank == 0 and act not in FROM_OUTSIDE and room.has_members:
         raise ClientError(ErrorCode.NOT_JOINED, "join the room first (join_room)")
     if act in STORED_ONLY and not room.stored:
         raise ClientError(ErrorCode.FORBIDDEN, "this room keeps no messages (it is of the kind `live`)")
-    if room.visibility == "direct" and act in NOT_IN_DIRECT:
+    if act is Act.JOIN and member is None and not room.has_members:
+        raise ClientError(ErrorCode.FORBIDDEN, "a live room has no members: enter it (join_room)")
+    if room.visibility == "direct" and (act in NOT_IN_DIRECT or (act is Act.JOIN and member is None)):
         raise ClientError(ErrorCode.FORBIDDEN, "a direct room has only its people: make a private room for more")
     if room.archived_at is not None and act in WRITES:
         raise ClientError(ErrorCode.FORBIDDEN, "the room is archived: nothing is added to it")
     needed = NEEDS[act]
-    if not room.stored and needed == 1:
+    if not room.has_members and needed == 1:
         needed = 0  # who is in a live room is no member
     if act in STAFF_IN_PUBLIC and (room.visibility == "public" or room.kind != "group"):
         needed = 2

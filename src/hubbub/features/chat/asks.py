@@ -92,6 +92,12 @@ class JoinRoom(ClientMessage, tag="join_room"):
     since: Position | None = None
 
 
+class Join(ClientMessage, tag="become_member"):
+    """Become a member without entering the room on this connection."""
+
+    room_id: RoomId
+
+
 class LeaveRoom(ClientMessage, tag="leave_room"):
     """``membership``: for good, on all devices; declines an invitation too. Without it: only this connection goes."""
 
@@ -136,7 +142,11 @@ class Unban(ClientMessage, tag="unban"):
 
 
 class ListBans(ClientMessage, tag="list_bans"):
+    """``after``: the user that the page before ended with."""
+
     room_id: RoomId
+    after: Annotated[str, Meta(max_length=128)] = ""
+    limit: Limit = 100
 
 
 class Mute(ClientMessage, tag="mute"):

@@ -211,6 +211,7 @@ class Members(Reply, tag="members"):
 class Bans(Reply, tag="bans"):
     room_id: str
     bans: list[BanInfo]
+    more: bool = False
 
 
 class Done(Reply, tag="ack"):
