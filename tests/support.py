@@ -61,6 +61,7 @@ def settings_for(**overrides: Any) -> Settings:
             "api_keys": (API_KEY,),
             "dev": True,
             "data_dir": Path(tempfile.gettempdir()) / "hubbub-tests",
+            "database_url": "sqlite://",
             "drain_seconds": 0.5,
             "close_timeout": 1.0,
         }

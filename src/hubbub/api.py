@@ -21,10 +21,10 @@ from hubbub.admission import api_key_matches
 from hubbub.auth import Identity, issue_token, valid_user_id
 from hubbub.commands import check_name, publication_of, who_is_here
 from hubbub.errors import ClientError, CloseCode, ErrorCode
-from hubbub.features.chat.live import Chat
+from hubbub.features.chat.chat import Chat
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
-from hubbub.messages import JSON, NotificationType, RoomInfo, plain_data
+from hubbub.messages import JSON, NotificationType, plain_data
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
@@ -117,19 +117,6 @@ class DisconnectIn(Model):
 
 class Disconnected(BaseModel):
     disconnected: int = Field(description="Sessions that were closed.")
-
-
-class RoomIn(Model):
-    room_id: str = Field(max_length=64, examples=["lobby"])
-    name: str | None = Field(default=None, min_length=1, max_length=100)
-
-
-class RoomOut(BaseModel):
-    room_id: str
-    name: str
-    created_at: str
-    created_by: str | None = None
-    users: int = 0
 
 
 class LoginIn(Model):
@@ -233,7 +220,6 @@ class Api:
         self.registry.register(_Collector(self.families))
         self.router = APIRouter(route_class=BoundedRoute)
         self._add_server_routes()
-        self._add_room_routes()
         self._add_health_routes()
         if hub.settings.dev:
             self._add_dev_routes()
@@ -334,7 +320,7 @@ class Api:
             """A page of a channel's history, oldest first."""
             check_name(channel)
             options = hub.options_for(channel)
-            position, page, more = await hub.broker.history(channel, after, before, limit, options)
+            position, page, more = await hub.past_of(channel).history(channel, after, before, limit, options)
             shown = [msgspec.json.decode(publication.payload) for publication in page]
             return HistoryOut(channel=channel, epoch=position.epoch, offset=position.offset, messages=shown, more=more)
 
@@ -347,32 +333,6 @@ class Api:
             if body.revoke:
                 return Disconnected(disconnected=hub.entrance.revoke(user_id=body.user_id))
             return Disconnected(disconnected=hub.disconnect(body.user_id, CloseCode.NORMAL, body.reason))
-
-    # -- rooms
-
-    def _add_room_routes(self) -> None:
-        route, chat, caller = self.router, self.chat, self._caller()
-
-        @route.get("/api/rooms", tags=["rooms"], responses=CALLER_ERRORS)
-        async def list_rooms(identity: Annotated[Identity | None, caller]) -> list[RoomOut]:
-            """The rooms that the caller may join."""
-            rooms = chat.visible_to(None)
-            may = (lambda room: True) if identity is None else identity.grants.may_join
-            return [_room(info) for info in rooms if may(info.room_id)]
-
-        @route.post(
-            "/api/rooms",
-            tags=["rooms"],
-            status_code=201,
-            responses=CALLER_ERRORS
-            | _errors(_403="the token does not allow this room", _409="it exists", _429="too many rooms"),
-        )
-        async def create_room(body: RoomIn, identity: Annotated[Identity | None, caller]) -> RoomOut:
-            """Make a room."""
-            if identity is not None and not identity.grants.may_join(body.room_id):
-                raise ClientError(ErrorCode.FORBIDDEN, "the token does not allow this room")
-            room = chat.create(body.room_id, body.name, identity.user_id if identity is not None else None)
-            return _room(chat.info(room))
 
     # -- health and metrics
 
@@ -433,6 +393,7 @@ class Api:
                 deliveries=hub.fanout.deliveries,
                 batches=hub.fanout.batches,
                 publications=hub.fanout.publications,
+                store=hub.metrics.store.families(self.chat.store.waiting, self.chat.store.healthy),
                 history_bytes=getattr(hub.broker, "bytes", 0),
                 below=self.below(),
             )
@@ -481,13 +442,6 @@ def _from_query(model: Any, **values: Any) -> Any:
     except ValidationError as error:
         faults = [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None
-
-
-def _room(info: RoomInfo) -> RoomOut:
-    users = info.users if isinstance(info.users, int) else 0
-    return RoomOut(
-        room_id=info.room_id, name=info.name, created_at=info.created_at, created_by=info.created_by, users=users
-    )
 
 
 def _is_loopback(request: Request) -> bool:

@@ -21,14 +21,19 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 
+from hubbub import schema
 from hubbub.api import Api, publish_data
 from hubbub.asyncapi.routes import add_routes
-from hubbub.auth import issue_token
+from hubbub.auth import Grants, issue_token
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
+from hubbub.engines import engine_for
 from hubbub.errors import HTTP_STATUS, BrokerUnavailable, ClientError, CloseCode, ConfigurationError, ErrorCode
-from hubbub.features.chat.live import Chat
+from hubbub.features.chat import asks
+from hubbub.features.chat.access import Caller
+from hubbub.features.chat.chat import SERVER, Chat
+from hubbub.features.chat.tells import RoomInfo
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import NotificationType, Position, plain_data
@@ -36,6 +41,8 @@ from hubbub.ports import Broker, Clock
 from hubbub.redaction import RedactTokens
 from hubbub.session import Session, State
 from hubbub.settings import ChannelOptions, Settings, load_settings
+from hubbub.store import Store
+from hubbub.tables import metadata
 from hubbub.toolkit.blocking import Blocking
 from hubbub.toolkit.dependencies import Call, Callee, Context, Owner
 from hubbub.toolkit.handlers import Declaration, Handler
@@ -48,6 +55,7 @@ from hubbub.toolkit.topics import BoundTopic, Topic
 
 log = logging.getLogger("hubbub")
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 PUBLISHED_PER_TURN = 64
 """Publications of an app's code in one turn of the loop, before it lets others in."""
 STATIC = Path(__file__).parent / "static"
@@ -110,8 +118,9 @@ class Hubbub(Declares, Owner):
         self._dependencies = tuple(dependencies)
         self.hub = Hub(self.settings, broker or MemoryBroker(self.settings, self.clock), self.clock)
         Commands(self.hub)
-        self.chat = Chat(self.hub)
         self.notifications = Notifications(self.hub)
+        self.store = _store(self.settings, self.hub)
+        self.chat = Chat(self.hub, self.store, self._prepare_store, self._notify)
         self._counters = _transport_counters()
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)
@@ -202,6 +211,12 @@ class Hubbub(Declares, Owner):
             **{f"refused_{reason}": count for reason, count in counters.refused.items()},
             **{f"violation_{code}": count for code, count in counters.violations.items()},
         }
+
+    async def _prepare_store(self) -> None:
+        await schema.prepare(self.store.engine, metadata, migrate=True)
+
+    async def _notify(self, user_ids: Iterable[str], title: str, message: str, *, metadata: dict[str, Any]) -> None:
+        await self.notifications.send(user_ids, title, message, "info", metadata)
 
     # -- what an app declares
 
@@ -361,12 +376,50 @@ class Hubbub(Declares, Owner):
 
         return await self._here(work())
 
-    def create_room(self, room_id: str, name: str | None = None) -> None:
+    def declare_room(self, room_id: str, name: str | None = None, **options: Any) -> None:
+        """Have a chat room from the start: it is made when the hub starts, unless it is there.
+
+        :param options: ``topic``, ``kind``, ``visibility``, ``history``, as in `create_room` on the wire.
+        :raises ValueError: they make no sense, or the hub is running: use :meth:`create_room`.
+        """
+        if self.hub.loop is not None:
+            raise ValueError("the hub is running: await hub.create_room(…)")
+        self.chat.declared[room_id] = _converted(asks.CreateRoom, room_id=room_id, name=name, **options)
+
+    async def create_room(
+        self, room_id: str | None = None, name: str | None = None, *, owner: str | None = None, **options: Any
+    ) -> RoomInfo:
         """Make a chat room.
 
+        :param room_id: None: one is made up.
+        :param owner: the user that it belongs to; None: nobody, only the server configures it.
+        :param options: ``topic``, ``kind``, ``visibility``, ``history``, ``members``, as in `create_room` on the wire.
         :raises ClientError: a wrong id, or one that is taken.
+        :raises ValueError: the options make no sense.
         """
-        self.chat.create(room_id, name, None)
+        wanted = _converted(asks.CreateRoom, room_id=room_id, name=name, **options)
+        caller = SERVER if owner is None else Caller(owner, SERVER.grants, True)
+        room: RoomInfo = (await self._here(self.chat.run(caller, wanted))).room
+        return room
+
+    async def say(self, room_id: str, message: str, *, user_id: str, **options: Any) -> int:
+        """Say something in a room in somebody's name; returns the message's id, once it is stored.
+
+        :param options: ``client_id``, ``reply_to``, ``thread``, ``files``, as in `chat_message` on the wire.
+        :raises ClientError: there is no such room, or the text cannot be said.
+        :raises ValueError: the options make no sense.
+        """
+        wanted = _converted(asks.ChatMessage, message=message, **options)
+        ack = await self._here(self.chat.say(Caller(user_id, SERVER.grants, True), room_id, wanted))
+        return ack.id
+
+    async def rooms(self, user_id: str | None = None) -> list[RoomInfo]:
+        """The rooms of a user with unread counts, or (None) all but the direct ones; at most 1,000."""
+        caller = SERVER if user_id is None else Caller(user_id, Grants())
+        rooms: list[RoomInfo] = (
+            await self._here(self.chat.run(caller, asks.ListRooms(mine=user_id is not None)))
+        ).rooms
+        return rooms
 
     def token(self, user_id: str, *, ttl: float = 3600.0, **grants: Any) -> str:
         """Issue a token for a user (HS256 with the secret); grants as in :func:`hubbub.issue_token`."""
@@ -391,6 +444,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.mount("/static", _Static(directory=STATIC), name="static")
     return app
+
+
+def _store(settings: Settings, hub: Hub) -> Store:
+    engine = engine_for(settings.database, readers=settings.store_readers, full_sync=settings.store_sync == "full")
+    return Store(
+        engine,
+        hub.metrics,
+        queue=settings.store_queue,
+        queue_bytes=settings.store_queue_bytes,
+        timeout=settings.store_timeout,
+    )
+
+
+def _converted(struct: type[S], **values: Any) -> S:
+    """A message of the wire from keyword arguments, checked as if it had come from a client.
+
+    :raises ValueError: says which makes no sense.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    unknown = given.keys() - set(struct.__struct_fields__)
+    if unknown:
+        raise ValueError(f"there is no option {sorted(unknown)[0]!r}")
+    try:
+        return msgspec.convert(given, struct)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 class _Starts:

@@ -109,7 +109,11 @@ class Commands:
     async def _history(self, session: Session, message: messages.GetHistory) -> None:
         hub, name = self.hub, message.channel
         options = await self._admit(session, name)
-        position, page, more = await hub.broker.history(name, message.after, message.before, message.limit, options)
+        past = hub.past_of(name)
+        position, page, more = await past.history(name, message.after, message.before, message.limit, options)
+        floor = self._floor(session, name)
+        if page and page[0].offset <= floor:
+            page, more = [publication for publication in page if publication.offset > floor], False
         codec = session.link.lane.codec
         reply = messages.HistoryReply(
             channel=name,
@@ -120,6 +124,13 @@ class Commands:
             ref=message.ref,
         )
         hub.reply(session, reply)
+
+    def _floor(self, session: Session, name: str) -> int:
+        """The offset after which the session may see a channel's past."""
+        for prefix, rule in self.hub.channel_rules:
+            if rule.floor is not None and name.startswith(prefix):
+                return rule.floor(session, name)
+        return 0
 
     def _shown(self, session: Session, name: str, page: Sequence[Publication]) -> Sequence[Publication]:
         topic = self.hub.topic_of(name)

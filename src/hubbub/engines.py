@@ -58,9 +58,13 @@ class Unknown(Exception):
 
 
 class Engine(Protocol):
-    """One database."""
+    """One database.
+
+    :ivar exclusive: nobody else writes to it while it is open.
+    """
 
     name: str
+    exclusive: bool
 
     async def start(self) -> None:
         """Open it.
@@ -124,6 +128,7 @@ class SqliteEngine:
     """
 
     name = "sqlite"
+    exclusive = True
 
     def __init__(self, path: Path | None, *, readers: int, full_sync: bool, read_only: bool = False) -> None:
         self.path = path
@@ -270,6 +275,7 @@ class PostgresEngine:
     """PostgreSQL through asyncpg: one writing connection, a pool of reading ones."""
 
     name = "postgresql"
+    exclusive = False
 
     def __init__(self, url: sqlalchemy.URL, *, readers: int) -> None:
         self._url = url.set(drivername="postgresql+asyncpg")

@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     NOT_JOINED = "not_joined"
     NOT_SUBSCRIBED = "not_subscribed"
     RATE_LIMITED = "rate_limited"
+    SLOW_MODE = "slow_mode"
     TOO_LARGE = "too_large"
     TOO_MANY = "too_many"
     CONFLICT = "conflict"
@@ -156,6 +157,7 @@ HTTP_STATUS: dict[str, int] = {
     ErrorCode.NOT_JOINED: 403,
     ErrorCode.NOT_SUBSCRIBED: 403,
     ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.SLOW_MODE: 429,
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.TOO_MANY: 429,
     ErrorCode.CONFLICT: 409,

@@ -35,7 +35,7 @@ from hubbub.messages import (
 )
 from hubbub.metrics import Metrics
 from hubbub.patterns import Patterns
-from hubbub.ports import Broker, Clock, Lane, Link, Topic
+from hubbub.ports import Broker, Clock, Lane, Link, Past, Topic
 from hubbub.runs import Runs
 from hubbub.session import Session, State, User
 from hubbub.settings import ChannelOptions, Settings
@@ -101,6 +101,8 @@ class Hub:
         self.sweepers: list[Callable[[float], None]] = []
         self.openers: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
         self.greeters: list[Callable[[Session], Coroutine[Any, Any, None]]] = []
+        self.starters: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.stoppers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.keep_openings = False
         self.channel_rules: list[tuple[str, ChannelRule]] = []
         self._reserved: tuple[str, ...] = ()
@@ -158,6 +160,13 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.metrics.started = self.clock.monotonic()
         await self.broker.start(self.inlet)
+        for index, starter in enumerate(self.starters):
+            try:
+                await starter()
+            except BaseException:
+                await self._stop_all(self.stoppers[:index])
+                await self.broker.stop()
+                raise
         self._timer = self.loop.call_later(SWEEP, self._tick)
 
     async def stop(self) -> None:
@@ -171,6 +180,7 @@ class Hub:
             task.cancel()
         if self._tasks:  # not for ever: one may keep its cancellation to itself
             await asyncio.wait(self._tasks, timeout=self.settings.close_timeout)
+        await self._stop_all(self.stoppers)
         await self.broker.stop()
         self.channels.clear()  # those that were kept for a grace
         for topic in self.topics:
@@ -178,6 +188,11 @@ class Hub:
         # an app may be started again, in another loop: tests do
         self.loop = self._timer = self._starting = None
         self._scheduled = self.draining = False
+
+    @staticmethod
+    async def _stop_all(stoppers: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        for stopper in reversed(list(stoppers)):
+            await stopper()
 
     def refuse(self, connections: int) -> str | None:
         """The Gate: why no further connection may come in now, or None."""
@@ -351,6 +366,13 @@ class Hub:
 
     def _find_topic(self, name: str) -> Topic | None:
         return next((topic for topic in self.topics if topic.match(name) is not None), None)
+
+    def past_of(self, name: str) -> Past:
+        """Where a channel's past is read: at the broker, unless a feature keeps it elsewhere."""
+        for prefix, rule in self.channel_rules:
+            if rule.past is not None and name.startswith(prefix):
+                return rule.past(name) or self.broker
+        return self.broker
 
     def declare(self, topic: Topic) -> None:
         """Add what the app says of the channels of a pattern."""
@@ -575,13 +597,27 @@ class Hub:
 
 
 class ChannelRule:
-    """What a feature says of the channels with its prefix: options, and who may read their past and who is there."""
+    """What a feature says of the channels with its prefix.
 
-    __slots__ = ("check", "options")
+    :param options: how they behave.
+    :param check: raises unless a session may read a channel's past and see who is there.
+    :param past: where a channel's past is; None, or a None from it: at the broker.
+    :param floor: the offset after which a session may see a channel's past.
+    """
 
-    def __init__(self, options: ChannelOptions, check: Callable[[Session, str], None]) -> None:
+    __slots__ = ("check", "floor", "options", "past")
+
+    def __init__(
+        self,
+        options: ChannelOptions,
+        check: Callable[[Session, str], None],
+        past: Callable[[str], Past | None] | None = None,
+        floor: Callable[[Session, str], int] | None = None,
+    ) -> None:
         self.options = options
         self.check = check
+        self.past = past
+        self.floor = floor
 
 
 _DEFAULT_OPTIONS: Final = ChannelOptions()

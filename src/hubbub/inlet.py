@@ -150,7 +150,7 @@ class OrderedInlet:
             order = line.order
             assert order is not None
             asked = order.here
-            recovery = await hub.broker.recover(line.name, since, hub.settings.recovery_limit, options)
+            recovery = await hub.past_of(line.name).recover(line.name, since, hub.settings.recovery_limit, options)
             fitted, others = order.join(asked, since, recovery)
             self._apply(line, order, others)
             if fitted is not None:
@@ -277,14 +277,14 @@ class OrderedInlet:
                 self._apply(line, order, order.skip())
 
     async def _ask(self, line: Line, order: Order) -> None:
-        broker, options = self.hub.broker, self._options(line)
+        past, options = self.hub.past_of(line.name), self._options(line)
         try:
             if not order.epoch:
-                read = await broker.recover(line.name, None, 0, options)
+                read = await past.recover(line.name, None, 0, options)
                 if not order.epoch:
                     self._apply(line, order, order.learn(read.position))
             question = order.ask()
-            recovery = await broker.recover(line.name, question.since, self.hub.settings.recovery_limit, options)
+            recovery = await past.recover(line.name, question.since, self.hub.settings.recovery_limit, options)
         except BaseException:
             order.unanswered()
             raise

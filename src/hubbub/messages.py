@@ -97,36 +97,6 @@ class GetPresence(ClientMessage, tag="presence"):
     channel: Name
 
 
-class CreateRoom(ClientMessage, tag="create_room"):
-    room_id: Annotated[str, Meta(max_length=64)]
-    name: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
-
-
-class ListRooms(ClientMessage, tag="list_rooms"):
-    pass
-
-
-class JoinRoom(ClientMessage, tag="join_room"):
-    room_id: Annotated[str, Meta(max_length=64)]
-    since: Position | None = None
-
-
-class LeaveRoom(ClientMessage, tag="leave_room"):
-    room_id: Annotated[str, Meta(max_length=64)]
-
-
-class ChatMessage(ClientMessage, tag="chat_message", gc=False):
-    """``client_id``: idempotency key; a retry with the same one gets the first answer and is not sent again."""
-
-    message: Annotated[str, Meta(min_length=1)]
-    room_id: Annotated[str, Meta(max_length=64)] | None = None
-    client_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
-
-
-class Typing(ClientMessage, tag="typing"):
-    room_id: Annotated[str, Meta(max_length=64)] | None = None
-
-
 class Response(ClientMessage, tag="response"):
     """The answer to a `request`: ``data``, or ``error`` where it could not be served."""
 
@@ -209,71 +179,6 @@ class PresenceChanged(ServerMessage, tag="presence_changed"):
     joined: dict[str, Any]
     left: list[str]
     count: int | UnsetType = UNSET
-
-
-class RoomInfo(Struct, frozen=True, omit_defaults=True):
-    room_id: str
-    name: str
-    created_at: str
-    created_by: str | None = None
-    users: int | UnsetType = UNSET
-
-
-class RoomCreated(Reply, tag="room_created"):
-    room: RoomInfo
-
-
-class Rooms(Reply, tag="rooms"):
-    rooms: list[RoomInfo]
-
-
-class RoomJoined(Reply, tag="room_joined"):
-    """``users`` is left out, and only ``count`` sent, in rooms above HUBBUB_PRESENCE_LIMIT users."""
-
-    room_id: str
-    room: RoomInfo
-    position: Position
-    recovered: bool
-    messages: list[Any]
-    users: list[Any] | UnsetType
-    count: int
-
-
-class RoomLeft(Reply, tag="room_left"):
-    room_id: str
-    reason: str | None = None
-
-
-class ChatAck(Reply, tag="ack", gc=False):
-    id: int
-    timestamp: str
-    room_id: str
-    client_id: str | None = None
-
-
-class UserJoined(ServerMessage, tag="user_joined"):
-    room_id: str
-    user_id: str
-
-
-class UserLeft(ServerMessage, tag="user_left"):
-    room_id: str
-    user_id: str
-
-
-class RoomCount(ServerMessage, tag="room_count"):
-    """In place of `user_joined` and `user_left` in large rooms, at most once a second."""
-
-    room_id: str
-    count: int
-
-
-class TypingMark(ServerMessage, tag="typing"):
-    """``active`` false: the mark faded, or the user sent the message or left."""
-
-    room_id: str
-    user_id: str
-    active: bool
 
 
 class Gap(ServerMessage, tag="gap"):

@@ -120,6 +120,7 @@ class Metrics:
         batches: int,
         publications: int,
         history_bytes: int,
+        store: Iterator[Metric],
         below: Mapping[str, int],
     ) -> Iterator[Metric]:
         """The Prometheus families; the arguments are what others count."""
@@ -160,6 +161,7 @@ class Metrics:
         yield self.handshakes.family("hubbub_handshake_seconds", "From the request to the open session")
         yield self.handlers.family("hubbub_handler_seconds", "Handling of a message (one of 64 is timed)")
         yield self.runs.family("hubbub_run_seconds", "Handlers that wait, or are an app's: to their end (one of 64)")
+        yield from store
         yield _gauge("hubbub_runs", "Handlers at work now", running)
         yield _gauge("hubbub_loop_lag_seconds", "By how much the last sweep was late", self.lag)
         yield self.lag_histogram.family("hubbub_loop_lag_distribution_seconds", "By how much sweeps were late")

@@ -280,7 +280,21 @@ class Inlet(Protocol):
         ...
 
 
-class Broker(Protocol):
+class Past(Protocol):
+    """Where the past of a channel is read. A broker is one; a feature may have another for its channels: the store."""
+
+    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        """What a reader at ``since`` has missed (None: nothing is asked, only the position is). Never a part of it."""
+        ...
+
+    async def history(
+        self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
+    ) -> tuple[Position, Sequence[Publication], bool]:
+        """A page of the kept publications, oldest first; True when there are more."""
+        ...
+
+
+class Broker(Past, Protocol):
     """History and fan-out in one act.
 
     Guarantees: per channel, offsets are 1, 2, 3, … without gaps within an epoch; :meth:`publish` returns after the
@@ -311,14 +325,11 @@ class Broker(Protocol):
         """This node no longer wants them."""
         ...
 
-    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
-        """What a reader at ``since`` has missed (None: nothing is asked, only the position is)."""
-        ...
+    async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
+        """Hand publications that have their offsets from elsewhere (the store) to every subscribed node. Keeps nothing.
 
-    async def history(
-        self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
-    ) -> tuple[Position, Sequence[Publication], bool]:
-        """A page of the kept publications, oldest first; True when there are more."""
+        :raises BrokerUnavailable: other nodes may not have got them.
+        """
         ...
 
     def sweep(self, now: float) -> None:

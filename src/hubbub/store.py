@@ -119,6 +119,11 @@ class Store:
         self._failing = False
 
     @property
+    def exclusive(self) -> bool:
+        """Whether nobody else writes to the database."""
+        return self.engine.exclusive
+
+    @property
     def waiting(self) -> int:
         return len(self._queue) + self._committing
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from hubbub import messages
 from hubbub.errors import ErrorCode
+from hubbub.features.chat import asks, tells
 from hubbub.messages import ClientMessage, ServerMessage
 from hubbub.toolkit.shapes import own_type
 
@@ -58,12 +59,12 @@ CLIENT: Final[Mapping[type[Struct], tuple[str, tuple[str, ...]]]] = {
     messages.Publish: ("Publish on a channel.", ("ack.publish",)),
     messages.GetHistory: ("A page of what a channel keeps.", ("history",)),
     messages.GetPresence: ("Who is subscribed to a channel.", ("presence",)),
-    messages.CreateRoom: ("Make a room; it does not join it.", ("room_created",)),
-    messages.ListRooms: ("The rooms that this user may join.", ("rooms",)),
-    messages.JoinRoom: ("Enter a room.", ("room_joined",)),
-    messages.LeaveRoom: ("Leave a room.", ("room_left",)),
-    messages.ChatMessage: ("Say something in a room.", ("ack.chat_message",)),
-    messages.Typing: ("The user is typing.", ()),
+    asks.CreateRoom: ("Make a room; it does not join it.", ("room_created",)),
+    asks.ListRooms: ("The rooms that this user may join.", ("rooms",)),
+    asks.JoinRoom: ("Enter a room.", ("room_joined",)),
+    asks.LeaveRoom: ("Leave a room.", ("room_left",)),
+    asks.ChatMessage: ("Say something in a room.", ("ack.chat_message",)),
+    asks.Typing: ("The user is typing.", ()),
     messages.Response: ("Answer a `request` of the server.", ()),
 }
 """What a client's message is for, and what answers it (beside `error`)."""
@@ -80,18 +81,18 @@ SERVER: Final[Mapping[type[Struct], tuple[str, bool]]] = {
     messages.Unsubscribed: ("Nothing more of the channel will come.", True),
     messages.Ack: ("A message of the app is done, and its handler has nothing else to say.", False),
     messages.PublishAck: ("The publication is in the channel's history.", False),
-    messages.ChatAck: ("The chat message is in the room's history.", False),
+    tells.ChatAck: ("The chat message is in the room's history.", False),
     messages.HistoryReply: ("A page of what a channel keeps, oldest first.", False),
     messages.PresenceReply: ("Who is subscribed to a channel.", False),
     messages.PresenceChanged: ("Who came to a channel, and who went.", True),
-    messages.RoomCreated: ("The room is made.", False),
-    messages.Rooms: ("The rooms that this user may join.", False),
-    messages.RoomJoined: ("The session is in the room.", True),
-    messages.RoomLeft: ("The session is not in the room any more.", True),
-    messages.UserJoined: ("Somebody came into a room; once per user, not per device.", True),
-    messages.UserLeft: ("Somebody left a room.", True),
-    messages.RoomCount: ("How many users are in a large room.", True),
-    messages.TypingMark: ("Somebody is typing, or has stopped.", True),
+    tells.RoomCreated: ("The room is made.", False),
+    tells.Rooms: ("The rooms that this user may join.", False),
+    tells.RoomJoined: ("The session is in the room.", True),
+    tells.RoomLeft: ("The session is not in the room any more.", True),
+    tells.UserJoined: ("Somebody came into a room; once per user, not per device.", True),
+    tells.UserLeft: ("Somebody left a room.", True),
+    tells.RoomCount: ("How many users are in a large room.", True),
+    tells.TypingMark: ("Somebody is typing, or has stopped.", True),
     messages.Gap: ("Publications are gone for good: load the state again.", True),
     messages.TokenExpiring: ("The token ends in so many seconds: send a fresh `auth` before.", True),
     messages.Reconnect: ("The server is about to restart.", True),
@@ -100,7 +101,7 @@ SERVER: Final[Mapping[type[Struct], tuple[str, bool]]] = {
 }
 """What a server's message is for, and whether it also comes without being asked for."""
 
-KEYS: Final[Mapping[type[Struct], str]] = {messages.PublishAck: "ack.publish", messages.ChatAck: "ack.chat_message"}
+KEYS: Final[Mapping[type[Struct], str]] = {messages.PublishAck: "ack.publish", tells.ChatAck: "ack.chat_message"}
 """Three messages are called `ack`."""
 
 HINTS: Final[Mapping[str, Any]] = {
@@ -136,6 +137,10 @@ SPECIAL_HINTS: Final[Mapping[type[Struct], Mapping[str, Any]]] = {
 }
 
 
+OWN: Final = frozenset({messages.__name__, asks.__name__, tells.__name__})
+"""Where Hubbub's own messages are declared."""
+
+
 def client_structs() -> Iterator[type[Struct]]:
     return _structs(ClientMessage)
 
@@ -150,6 +155,6 @@ def server_structs() -> Iterator[type[Struct]]:
 def _structs(base: type[Struct]) -> Iterator[type[Struct]]:
     """The messages below a base, but for those that are made for the apps' handlers."""
     for struct in base.__subclasses__():
-        if struct.__module__ == messages.__name__ and own_type(struct) != struct.__name__:
+        if struct.__module__ in OWN and own_type(struct) != struct.__name__:
             yield struct
         yield from _structs(struct)

@@ -55,6 +55,12 @@ class MemoryBroker:
         self._inlet.deliver(channel, publication)
         return Position(history.epoch, publication.offset)
 
+    async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
+        assert self._inlet is not None, "the broker was not started"
+        deliver = self._inlet.deliver
+        for publication in publications:
+            deliver(channel, publication)
+
     async def subscribe(self, channel: str) -> None:
         self._wanted.add(channel)  # there is one node, and it gets everything; but these must keep their epoch
 

@@ -46,7 +46,7 @@ class FaultyBroker:
     any); of several faults the oldest comes first.
 
     :param inner: by default a :class:`MemoryBroker`, made when the hub starts.
-    :ivar unavailable: while it is True, ``publish``, ``recover``, ``history`` and ``subscribe`` raise
+    :ivar unavailable: while it is True, ``publish``, ``relay``, ``recover``, ``history`` and ``subscribe`` raise
         :class:`BrokerUnavailable`, and nothing is published.
     :ivar connected: False after :meth:`disconnect`.
     """
@@ -179,6 +179,14 @@ class FaultyBroker:
         """
         self._check()
         return await self._started().publish(channel, publication, options)
+
+    async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
+        """As :class:`~hubbub.ports.Broker` has it.
+
+        :raises BrokerUnavailable: while :attr:`unavailable` is set.
+        """
+        self._check()
+        await self._started().relay(channel, publications)
 
     async def subscribe(self, channel: str) -> None:
         """As :class:`~hubbub.ports.Broker` has it."""

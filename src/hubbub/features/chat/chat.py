@@ -1,0 +1,629 @@
+"""The chat feature of a hub: commands come in, the store decides and keeps, and the rooms hear of it after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from msgspec import UNSET, Struct, structs
+from sqlalchemy import Connection
+
+from hubbub.auth import Grants
+from hubbub.commands import who_is_here
+from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode, StoreUnavailable
+from hubbub.features.chat import asks, members, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
+from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_room
+from hubbub.features.chat.live import PREFIX, Live, Room
+from hubbub.features.chat.mentioning import mentions_of
+from hubbub.features.chat.reading import note_last_seen
+from hubbub.features.chat.render import my_room, people_of, room_info
+from hubbub.features.chat.search import Indexer
+from hubbub.features.chat.sending import Send, Sending, Sent, said_data
+from hubbub.features.chat.texts import check_text
+from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Tx, message_head, stamp
+from hubbub.hub import EPHEMERAL, PERSONAL, ChannelRule, Hub
+from hubbub.messages import JSON, ClientMessage, Gap, Position, Reply, ServerMessage
+from hubbub.ports import Past
+from hubbub.session import Session, State
+from hubbub.settings import ChannelOptions
+from hubbub.store import Store
+from hubbub.stream import Publication, Recovery
+
+log = logging.getLogger("hubbub")
+R = TypeVar("R", bound=Reply)
+REMEMBERED: Final = 4096
+"""Client ids that a `live` room remembers for idempotency; the oldest are forgotten first."""
+SEEN_EVERY: Final = 60.0
+"""Seconds between two notes of who was last seen when."""
+SEEN_AT_ONCE: Final = 1000
+"""Users in one transaction of them."""
+EXCERPT: Final = 200
+"""Characters of a message that a notification of a mention shows."""
+
+
+class Notify(Protocol):
+    """Notifies users on all their devices."""
+
+    def __call__(
+        self, user_ids: Iterable[str], title: str, message: str, *, metadata: dict[str, Any]
+    ) -> Awaitable[object]: ...
+
+
+class _Pending(Send, gc=False):
+    """A message on its way into the store, and who waits for the answer: a session, or a future."""
+
+    session: Session | None = None
+    ref: str | None = None
+    answer: asyncio.Future[tells.ChatAck] | None = None
+
+
+class Chat:
+    """Rooms and their messages.
+
+    :param notify: tells people that they were mentioned.
+    """
+
+    def __init__(self, hub: Hub, store: Store, prepare: Callable[[], Awaitable[None]], notify: Notify) -> None:
+        self.hub = hub
+        self.store = store
+        self.live = Live(hub)
+        self.indexer = Indexer(store)
+        self.declared: dict[str, asks.CreateRoom] = {
+            room_id: asks.CreateRoom(room_id=room_id) for room_id in hub.settings.default_rooms
+        }
+        self._prepare = prepare
+        self._notify = notify
+        self._past = RoomPast(self)
+        self._sends = store.bulk(Sending(hub.settings, hub.clock.time), self._sent)
+        self._entering: dict[tuple[str, str], list[_Entering]] = {}
+        self._seen: dict[str, int] = {}
+        self._seen_due = 0.0
+        self.options = self._options()
+        hub.reserve(PREFIX, ChannelRule(self.options, self._may_read, self._past_of, self._floor))
+        hub.starters.append(self._start)
+        hub.stoppers.append(self._stop)
+        hub.openers.append(self._opened)
+        hub.leavers.append(self._left)
+        hub.sweepers.append(self.sweep)
+        self._route()
+
+    def _options(self) -> ChannelOptions:
+        """Rooms have presence and history whatever the settings say of channels; sizes and policy are configurable."""
+        wanted = self.hub.settings.channels.get("room:*", ChannelOptions())
+        return wanted.model_copy(update={"presence": True, "history_size": max(1, wanted.history_size)})
+
+    def _route(self) -> None:
+        hub = self.hub
+        hub.route(asks.JoinRoom, self._on_join)
+        hub.route(asks.LeaveRoom, self._on_leave)
+        hub.route(asks.ChatMessage, self._on_message)
+        hub.route(asks.Typing, self._on_typing)
+        for message, command in COMMANDS.items():
+            if message is not asks.LeaveRoom:
+                hub.route(message, partial(self._on_command, command))
+
+    # -- the beginning and the end
+
+    async def _start(self) -> None:
+        await self.store.start()
+        try:
+            await self._prepare()
+            await self.store.write(self._declare)
+            await self.indexer.start()
+        except BaseException:
+            await self.store.stop()
+            raise
+
+    def _declare(self, connection: Connection) -> None:
+        """Make the rooms that are to be there from the start, where they are not."""
+        tx = self._tx(connection, SERVER, writes=True)
+        for room_id, wanted in self.declared.items():
+            rooms.ensure_room(tx, room_id, wanted)
+
+    async def _stop(self) -> None:
+        try:
+            await self._note_seen({*self._seen, *self.hub.users})
+        except ClientError as error:
+            log.warning("could not note who was last seen: %s", error.message)
+        await self.store.stop()
+        self.live.rooms.clear()
+
+    # -- carrying out commands
+
+    def _tx(self, connection: Connection, caller: Caller, *, writes: bool) -> Tx:
+        now = int(self.hub.clock.time() * 1000)
+        return Tx(connection, caller, now, self.hub.settings, writes=writes)
+
+    async def run(self, caller: Caller, message: ClientMessage) -> Any:
+        """Carry out a command for somebody; returns its reply once it is committed and told.
+
+        :raises ClientError: it is refused.
+        """
+        command: Command[Any, Any] = COMMANDS[type(message)]
+
+        def work(connection: Connection) -> Outcome[Any]:
+            tx = self._tx(connection, caller, writes=command.writes)
+            tx.outcome.reply = command.work(tx, message)
+            return tx.outcome
+
+        if command.writes:
+            outcome = await self.store.write(work, self._tell)
+        else:
+            outcome = await self.store.read(work)
+        return self._with_presence(outcome.reply)
+
+    async def _on_command(self, command: Command[Any, Any], session: Session, message: ClientMessage) -> None:
+        reply = await self.run(caller_of(session), message)
+        reply.ref = message.ref
+        self.hub.reply(session, reply)
+
+    def _with_presence(self, reply: Any) -> Any:
+        """What only the hub knows of a reply: how many are in a room now, and who is connected."""
+        if isinstance(reply, tells.Rooms):
+            reply.rooms = [self._with_users(room) for room in reply.rooms]
+        elif isinstance(reply, tells.RoomReply):
+            reply.room = self._with_users(reply.room)
+        elif isinstance(reply, tells.LastSeen):
+            reply.users.update({user: "now" for user in reply.users if self.hub.sessions_of(user)})
+        return reply
+
+    def _with_users(self, room: tells.RoomInfo) -> tells.RoomInfo:
+        return structs.replace(room, users=who_is_here(self.hub, PREFIX + room.room_id)[1])
+
+    # -- telling what was committed
+
+    def _tell(self, outcome: Outcome[Any]) -> None:
+        """Tell of a command, in the turn of its commit and in the order of the commits."""
+        for changed in outcome.changed:
+            room = self.live.rooms.get(changed.room.id)
+            if room is not None:
+                room.row = changed.room
+        self._relay((told.room_id, told.publication) for told in outcome.told)
+        for room_id, passing in outcome.passing:
+            self.live.publish(room_id, Publication(JSON.encode(passing)))
+        for user_id, message in outcome.personal:
+            self._personally(user_id, message)
+        for removed in outcome.removed:
+            self._remove(removed.room_id, removed.user_id, removed.reason)
+        for mentioned in outcome.mentioned:
+            self.hub.spawn(self._mention(mentioned))
+
+    def _relay(self, told: Iterable[tuple[str, Publication]]) -> None:
+        """Hand publications to the rooms' channels: those of one room together."""
+        by_room: dict[str, list[Publication]] = {}
+        for room_id, publication in told:
+            by_room.setdefault(room_id, []).append(publication)
+        for room_id, publications in by_room.items():
+            room = self.live.rooms.get(room_id)
+            last = publications[-1].offset
+            if room is not None and last:
+                room.seq = max(room.seq, last)
+            if last:
+                self.indexer.mark(room_id)
+            self.hub.spawn(self._relay_room(PREFIX + room_id, publications))
+
+    async def _relay_room(self, channel: str, publications: Sequence[Publication]) -> None:
+        try:
+            await self.hub.broker.relay(channel, publications)
+        except BrokerUnavailable:
+            # it is committed: this node has it from the store now, the others by the gap in the offsets
+            self.hub.inlet.lost(channel)
+
+    def _personally(self, user_id: str, message: ServerMessage) -> None:
+        publication = Publication(JSON.encode(message))
+        self.hub.spawn(self._publish_ephemeral(PERSONAL + user_id, publication))
+
+    async def _publish_ephemeral(self, channel: str, publication: Publication) -> None:
+        await self.hub.broker.publish(channel, publication, EPHEMERAL)
+
+    def _remove(self, room_id: str, user_id: str, reason: str) -> None:
+        """Take all of a user's sessions out of a room, and those that are just entering."""
+        for entering in self._entering.get((room_id, user_id), ()):
+            entering.removed = reason
+        room = self.live.rooms.get(room_id)
+        if room is not None:
+            self.live.unmark(room, user_id)
+            room.floors.pop(user_id, None)
+        for session in self.hub.users.get(user_id, ()):
+            if self.hub.detach(session, PREFIX + room_id):
+                self.hub.reply(session, tells.RoomLeft(room_id=room_id, reason=reason))
+
+    async def _mention(self, mentioned: Mentioned) -> None:
+        text = mentioned.text if len(mentioned.text) <= EXCERPT else mentioned.text[: EXCERPT - 1] + "…"
+        metadata = {"kind": "mention", "room_id": mentioned.room_id, "id": mentioned.seq, "user_id": mentioned.author}
+        title = f"{mentioned.author} mentioned you in {mentioned.room_name}"
+        await self._notify(mentioned.user_ids, title[:500], text, metadata=metadata)
+
+    # -- entering rooms
+
+    async def _on_join(self, session: Session, message: asks.JoinRoom) -> None:
+        await self.join(session, message.room_id, message)
+
+    async def join(self, session: Session, room_id: str, message: asks.JoinRoom | None, *, quiet: bool = False) -> Room:
+        """Put a session into a room (and make its user a member, where that is open to it), and say what it missed.
+
+        :param quiet: without telling it anything.
+        :raises ClientError: it may not enter.
+        """
+        entering = _Entering()
+        key = (room_id, session.user_id)
+        self._entering.setdefault(key, []).append(entering)
+        try:
+            entry = await self._enter(caller_of(session), room_id)
+            room = self.live.know(entry.row)
+            since = message.since if message is not None else None
+            if entry.floor:
+                room.floors[session.user_id] = entry.floor
+                if since is not None and since.offset < entry.floor:
+                    since = None  # what was said before is not for this member
+            recovery = await self.hub.attach(session, room.channel, since, self.options)
+            if entering.removed is not None:
+                self.hub.detach(session, room.channel)
+                raise ClientError(ErrorCode.FORBIDDEN, f"you were {entering.removed} just now")
+        finally:
+            self._entering[key].remove(entering)
+            if not self._entering[key]:
+                del self._entering[key]
+        if not quiet:
+            self._welcome(session, room, entry.info, recovery, message)
+        return room
+
+    async def _enter(self, caller: Caller, room_id: str) -> _Entry:
+        entry = await self.store.read(partial(self._look, caller, room_id))
+        if entry is not None:
+            return entry
+        return (await self.store.write(partial(self._become_member, caller, room_id), self._tell)).entry
+
+    def _look(self, caller: Caller, room_id: str, connection: Connection) -> _Entry | None:
+        """The room, for who may enter it as they are; None: they have to become a member first."""
+        tx = self._tx(connection, caller, writes=False)
+        row, member = tx.look(room_id)
+        if member is None and not caller.admin:
+            if row.stored:
+                return None
+            rooms.check_join(tx, row, member)
+        return _Entry.of(tx, row, member)
+
+    def _become_member(self, caller: Caller, room_id: str, connection: Connection) -> _Entered:
+        tx = self._tx(connection, caller, writes=True)
+        row, member = tx.look(room_id)
+        member = rooms.become_member(tx, row, member)
+        return _Entered(tx, _Entry.of(tx, row, member))
+
+    def _welcome(
+        self, session: Session, room: Room, info: tells.RoomInfo, recovery: Recovery, message: asks.JoinRoom | None
+    ) -> None:
+        hub = self.hub
+        codec = session.link.lane.codec
+        listed, count = self.live.listed(room)
+        position = recovery.position
+        reply = tells.RoomJoined(
+            room_id=room.id,
+            room=info,
+            position=position,
+            recovered=recovery.recovered,
+            messages=[codec.embed(publication.payload) for publication in recovery.publications],
+            users=UNSET if listed is None else listed,
+            count=count,
+            ref=message.ref if message is not None else None,
+        )
+        hub.reply(session, reply)
+        if message is not None and message.since is not None and not recovery.recovered:
+            hub.reply(session, Gap(channel=room.channel, epoch=position.epoch, offset=position.offset))
+        session.link.flush()  # before any message of the room
+
+    async def _opened(self, session: Session) -> None:
+        """``/ws/chat/{room_id}``: in the room as soon as the user is known."""
+        self._seen[session.user_id] = int(self.hub.clock.time() * 1000)
+        if session.room is None:
+            return
+        try:
+            await self.join(session, session.room, None)
+        except StoreUnavailable:
+            raise
+        except ClientError as error:
+            error.close = CloseCode.NOT_FOUND
+            raise
+
+    async def _on_leave(self, session: Session, message: asks.LeaveRoom) -> None:
+        if message.membership:
+            await self._on_command(COMMANDS[asks.LeaveRoom], session, message)
+            return
+        if not self.hub.detach(session, PREFIX + message.room_id):
+            raise ClientError(ErrorCode.NOT_JOINED, "you are not in this room")
+        room = self.live.rooms.get(message.room_id)
+        if room is not None:
+            self.live.unmark(room, session.user_id)
+        self.hub.reply(session, tells.RoomLeft(room_id=message.room_id, ref=message.ref))
+
+    def _may_read(self, session: Session, name: str) -> None:
+        room_id = name[len(PREFIX) :]
+        if not caller_of(session).grants.may_join(room_id):
+            raise no_such_room(room_id)
+        if name not in session.channels:
+            if room_id not in self.live.rooms:
+                raise no_such_room(room_id)
+            raise ClientError(ErrorCode.NOT_JOINED, "join the room first (join_room)")
+
+    def _floor(self, session: Session, name: str) -> int:
+        room = self.live.of_channel(name)
+        return 0 if room is None else room.floors.get(session.user_id, 0)
+
+    def _past_of(self, name: str) -> Past | None:
+        """Where a room's past is: in the store, but for `live` rooms."""
+        room = self.live.of_channel(name)
+        return None if room is not None and not room.stored else self._past
+
+    # -- saying something
+
+    def _on_message(self, session: Session, message: asks.ChatMessage) -> Coroutine[Any, Any, None] | None:
+        check_text(message.message, self.hub.settings, may_be_empty=bool(message.files))
+        room = self._joined(session, message.room_id)
+        if room is None:
+            return self._say_in_default_room(session, message)
+        return self._say(session, room, message)
+
+    async def _say_in_default_room(self, session: Session, message: asks.ChatMessage) -> None:
+        """A client that never heard of rooms (the guide's) talks in the first default room."""
+        default = self.hub.settings.default_rooms
+        if not default:
+            raise ClientError(ErrorCode.NOT_JOINED, "join a room first (join_room)")
+        room = await self.join(session, default[0], None, quiet=True)
+        waits = self._say(session, room, message)
+        if waits is not None:
+            await waits
+
+    def _say(self, session: Session, room: Room, message: asks.ChatMessage) -> Coroutine[Any, Any, None] | None:
+        if not room.stored:
+            return self._say_live(session, room, message)
+        self._queue(room.row, caller_of(session), message, session=session, ref=message.ref)
+        return None
+
+    def _queue(self, row: RoomRow, caller: Caller, message: asks.ChatMessage, **who: Any) -> None:
+        text = message.message
+        pending = _Pending(
+            row.no,
+            row.id,
+            caller,
+            text,
+            message.client_id,
+            message.reply_to,
+            message.thread,
+            message.files,
+            mentions_of(text, self.hub.settings.max_mentions) if "@" in text else (),
+            **who,
+        )
+        self._sends.add(pending, len(text))
+
+    async def say(self, caller: Caller, room_id: str, message: asks.ChatMessage) -> tells.ChatAck:
+        """Say something in a room without a session; returns once it is committed.
+
+        :raises ClientError: it is refused.
+        """
+        if not caller.user_id:
+            raise ClientError(ErrorCode.INVALID_MESSAGE, "say who speaks: `user_id`")
+        check_text(message.message, self.hub.settings, may_be_empty=bool(message.files))
+        row = await self.store.read(partial(self._row, caller, room_id))
+        if not row.stored:
+            room = self.live.know(row)
+            return await self._publish_live(room, caller, message, None)
+        answer: asyncio.Future[tells.ChatAck] = asyncio.get_running_loop().create_future()
+        self._queue(row, caller, message, answer=answer)
+        return await answer
+
+    def _row(self, caller: Caller, room_id: str, connection: Connection) -> RoomRow:
+        tx = self._tx(connection, caller, writes=False)
+        return tx.enter(room_id, Act.WRITE)[0]
+
+    def _sent(self, items: Sequence[Send], results: Sequence[Sent | ClientError]) -> None:
+        """A turn's messages are committed, or were refused: the rooms hear them, and then their authors."""
+        publications: list[tuple[str, Publication]] = []
+        rooms_here = self.live.rooms
+        for item, sent in zip(items, results, strict=True):
+            if isinstance(sent, Sent) and not sent.again:
+                tail = b",%b}" % JSON.encode(said_data(item, sent, stamp(sent.at)))[1:]
+                room = rooms_here.get(item.room_id)
+                if room is not None and room.typing:
+                    room.typing.pop(item.caller.user_id, None)  # clients take the message itself for its end
+                head = room.head if room is not None else message_head(item.room_id)
+                publication = Publication(head, tail, None, item.caller.user_id, None, 0.0, sent.seq)
+                publications.append((item.room_id, publication))
+        self._relay(publications)
+        for item, sent in zip(items, results, strict=True):
+            assert isinstance(item, _Pending)
+            self._answer(item, sent)
+
+    def _answer(self, item: _Pending, sent: Sent | ClientError) -> None:
+        if isinstance(sent, Sent):
+            if sent.mentioned is not None and not sent.again:
+                self.hub.spawn(self._mention(sent.mentioned))
+            ack = tells.ChatAck(sent.seq, stamp(sent.at), item.room_id, item.client_id, ref=item.ref)
+            if item.answer is not None:
+                if not item.answer.done():
+                    item.answer.set_result(ack)
+            elif item.session is not None and item.session.state is State.OPEN:
+                link = item.session.link
+                link.send(link.lane.codec.encode(ack))
+        elif item.answer is not None:
+            if not item.answer.done():
+                item.answer.set_exception(sent)
+        elif item.session is not None and item.session.state is State.OPEN:
+            self.hub.failed(item.session, None, sent, item.ref)
+
+    async def _say_live(self, session: Session, room: Room, message: asks.ChatMessage) -> None:
+        ack = await self._publish_live(room, caller_of(session), message, message.ref)
+        link = session.link
+        link.send(link.lane.codec.encode(ack))
+
+    async def _publish_live(
+        self, room: Room, caller: Caller, message: asks.ChatMessage, ref: str | None
+    ) -> tells.ChatAck:
+        """A message of a room that keeps none: it goes through the broker, whose short history is all its past."""
+        hub, user_id, client_id = self.hub, caller.user_id, message.client_id
+        now = hub.clock.time()
+        check(room.row, None, caller, Act.WRITE, int(now * 1000))
+        if message.reply_to or message.thread or message.files:
+            raise ClientError(ErrorCode.FORBIDDEN, "this room keeps no messages: no replies, threads or attachments")
+        if client_id is not None:
+            first = room.answered.get((user_id, client_id))
+            if first is not None:
+                return tells.ChatAck(first[0], first[1], room.id, client_id, ref=ref)
+        timestamp = stamp(int(now * 1000))
+        data = _LiveData(user_id, message.message, timestamp, client_id)
+        publication = Publication(room.head, b",%b}" % JSON.encode(data)[1:], None, user_id, None, now)
+        position = await hub.broker.publish(room.channel, publication, self.options)
+        if client_id is not None:
+            room.answered[user_id, client_id] = (position.offset, timestamp)
+            if len(room.answered) > REMEMBERED:
+                room.answered.popitem(last=False)
+        if room.typing:
+            room.typing.pop(user_id, None)
+        return tells.ChatAck(position.offset, timestamp, room.id, client_id, ref=ref)
+
+    async def _on_typing(self, session: Session, message: asks.Typing) -> None:
+        room = self._joined(session, message.room_id)
+        if room is None:
+            default = self.hub.settings.default_rooms
+            if not default:
+                raise ClientError(ErrorCode.NOT_JOINED, "join a room first (join_room)")
+            room = await self.join(session, default[0], None, quiet=True)
+        self.live.types(room, session)
+
+    def _joined(self, session: Session, room_id: str | None) -> Room | None:
+        """The room that a message is for: the named one, the endpoint's, or the only one joined; None: none is joined.
+
+        :raises ClientError: ``not_joined``, ``not_found``, or that it is not clear which.
+        """
+        if room_id is None:
+            room_id = session.room
+        if room_id is None:
+            joined = [name[len(PREFIX) :] for name in session.channels if name.startswith(PREFIX)]
+            if len(joined) > 1:
+                raise ClientError(ErrorCode.INVALID_MESSAGE, "you are in several rooms: say which - at `$.room_id`")
+            if not joined:
+                return None
+            room_id = joined[0]
+        room = self.live.rooms.get(room_id)
+        if PREFIX + room_id not in session.channels or room is None:
+            raise ClientError(ErrorCode.NOT_JOINED, "join the room first (join_room)")
+        return room
+
+    # -- what goes on by itself
+
+    def sweep(self, monotonic: float) -> None:
+        """Fade typing, index what was said, note who was seen."""
+        self.live.sweep(monotonic)
+        self.hub.spawn(self.indexer.sweep(self.store.waiting))
+        if monotonic >= self._seen_due:
+            self._seen_due = monotonic + SEEN_EVERY
+            if self._seen or self.hub.users:
+                users = {*self._seen, *self.hub.users}
+                self.hub.background(self._note_quietly(users))
+
+    def _left(self, session: Session) -> None:
+        if session.user is not None:
+            self._seen[session.user.id] = int(self.hub.clock.time() * 1000)
+
+    async def _note_quietly(self, users: set[str]) -> None:
+        try:
+            await self._note_seen(users)
+        except ClientError as error:
+            log.warning("could not note who was last seen: %s", error.message)
+
+    async def _note_seen(self, users: set[str]) -> None:
+        """When each was last seen: those connected now, or when they went. Written at most once a minute per user."""
+        now = int(self.hub.clock.time() * 1000)
+        seen, self._seen = self._seen, {}
+        times = [(user, now if self.hub.sessions_of(user) else seen.get(user, now)) for user in sorted(users)]
+        for start in range(0, len(times), SEEN_AT_ONCE):
+            await self.store.write(partial(_note, dict(times[start : start + SEEN_AT_ONCE])))
+
+
+class RoomPast:
+    """The past of stored rooms: a :class:`~hubbub.ports.Past`."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+
+    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        room_id = channel[len(PREFIX) :]
+        room = self._chat.live.rooms.get(room_id)
+        if since is None and room is not None and room.sure:
+            return Recovery(Position(room.row.epoch, room.seq), [], False)
+        limit = min(limit, self._chat.hub.settings.catch_up_limit)
+        recovery = await self._chat.store.read(lambda connection: past.recover(connection, room_id, since, limit))
+        if room is not None and self._chat.store.exclusive:
+            room.seq = max(room.seq, recovery.position.offset)
+            room.sure = True  # what is committed from here on, or was since the read, this node tells of itself
+        return recovery
+
+    async def history(
+        self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
+    ) -> tuple[Position, Sequence[Publication], bool]:
+        room_id = channel[len(PREFIX) :]
+        return await self._chat.store.read(lambda connection: past.page(connection, room_id, after, before, limit))
+
+
+class _LiveData(Struct, omit_defaults=True, gc=False):
+    user_id: str
+    message: str
+    timestamp: str
+    client_id: str | None = None
+
+
+class _Entering:
+    """Somebody who is about to be in a room: may be removed meanwhile."""
+
+    __slots__ = ("removed",)
+
+    def __init__(self) -> None:
+        self.removed: str | None = None
+
+
+class _Entry(Struct):
+    """A room as somebody enters it.
+
+    :ivar floor: the number after which they may see what happened.
+    """
+
+    row: RoomRow
+    info: tells.RoomInfo
+    floor: int
+
+    @classmethod
+    def of(cls, tx: Tx, row: RoomRow, member: Any) -> _Entry:
+        people = people_of(tx, [row]).get(row.no, UNSET)
+        info = room_info(row, my_room(row, member), people=people)
+        return cls(row, info, member.history_from if member is not None else 0)
+
+
+class _Entered(Outcome[Any]):
+    """What becoming a member leads to, and the room then."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, tx: Tx, entry: _Entry) -> None:
+        outcome = tx.outcome
+        self.reply = None
+        self.told, self.personal, self.passing = outcome.told, outcome.personal, outcome.passing
+        self.removed, self.changed, self.mentioned = outcome.removed, outcome.changed, outcome.mentioned
+        self.entry = entry
+
+
+def caller_of(session: Session) -> Caller:
+    """Who a session speaks for."""
+    identity = session.identity
+    if identity is None:
+        raise ClientError(ErrorCode.AUTHENTICATION_REQUIRED, "send an auth message first")
+    return Caller(identity.user_id, identity.grants, identity.grants.admin)
+
+
+def _note(times: dict[str, int], connection: Connection) -> None:
+    note_last_seen(connection, times, connection.dialect.name)
+
+
+SERVER: Final = Caller("", Grants(admin=True), True)
+"""The server itself: an API key that speaks for nobody, or the app's own code."""
