@@ -6,11 +6,11 @@ A message takes its number while its room's row is locked, in the transaction th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hubbub.errors import ClientError, ErrorCode
@@ -84,6 +84,7 @@ class _Writing:
 
     def __init__(self, connection: Connection, now: int, settings: Settings) -> None:
         self.connection = connection
+        self.dialect = connection.dialect.name
         self.now = now
         self.settings = settings
         self.rooms: dict[int, RoomRow] = {}
@@ -113,12 +114,12 @@ class _Writing:
         for row in execute(_ROOMS, {"numbers": numbers}):
             room = room_of(row)
             self.rooms[room.no] = room
-        authors = _padded(sorted({(item.room_no, item.caller.user_id) for item in items}))
-        for row in execute(_MEMBERS, {"authors": authors}):
+        authors = {(item.room_no, item.caller.user_id) for item in items}
+        for row in execute(_MEMBERS[self.dialect], {"wanted": _json(authors)}):
             self.members[row[0], row[1]] = MemberRow(*row[1:])
         retries = {(item.room_no, item.caller.user_id, item.client_id) for item in items if item.client_id is not None}
         if retries:
-            for row in execute(_SAID, {"said": _padded(sorted(retries))}):
+            for row in execute(_SAID[self.dialect], {"wanted": _json(retries)}):
                 self.said[row.room_no, row.author, row.client_id] = Sent(
                     row.key & SEQ_MASK, row.number, row.at, again=True, thread=row.thread
                 )
@@ -266,7 +267,7 @@ class _Writing:
         """A thread goes on: count it; who takes part follows it, and its author has read it."""
         assert sent.thread is not None
         root = key_of(room.no, sent.thread)
-        upsert = postgresql.insert if self.connection.dialect.name == "postgresql" else sqlite.insert
+        upsert = postgresql.insert if self.dialect == "postgresql" else sqlite.insert
         t, f = tables.threads.c, tables.followers.c
         first = upsert(tables.threads).values(root=root, reply_count=1, last_seq=sent.seq, last_at=sent.at)
         self.connection.execute(
@@ -322,19 +323,40 @@ def _padded(values: list[Any]) -> list[Any]:
     return values + values[-1:] * (wanted - len(values))
 
 
-_m = tables.messages.c
+def _json(wanted: Iterable[tuple[int | str, ...]]) -> str:
+    return JSON.encode(sorted(wanted)).decode()
+
+
 _ROOMS: Final = (
     select(*ROOM_COLUMNS)
     .where(tables.rooms.c.no.in_(bindparam("numbers", expanding=True)))
     .order_by(tables.rooms.c.no)
     .with_for_update()
 )
-_MEMBERS: Final = select(tables.members.c.room_no, *MEMBER_COLUMNS).where(
-    tuple_(tables.members.c.room_no, tables.members.c.user_id).in_(bindparam("authors", expanding=True))
-)
-_SAID: Final = select(_m.key, _m.room_no, _m.author, _m.client_id, _m.number, _m.at, _m.thread).where(
-    tuple_(_m.room_no, _m.author, _m.client_id).in_(bindparam("said", expanding=True)), _m.client_id.is_not(None)
-)
+_MEMBER_LIST: Final = ", ".join(f"m.{column.name}" for column in (tables.members.c.room_no, *MEMBER_COLUMNS))
+_SAID_LIST: Final = "m.key, m.room_no, m.author, m.client_id, m.number, m.at, m.thread"
+# Pairs and triples as one parameter, a JSON text. `IN` over tuples makes SQLite scan the table.
+_MEMBERS: Final = {
+    "sqlite": text(
+        f"SELECT {_MEMBER_LIST} FROM json_each(:wanted) w CROSS JOIN members m"  # noqa: S608  # of names in this file
+        " ON m.room_no = json_extract(w.value, '$[0]') AND m.user_id = json_extract(w.value, '$[1]')"
+    ),
+    "postgresql": text(
+        f"SELECT {_MEMBER_LIST} FROM jsonb_array_elements(CAST(:wanted AS jsonb)) w JOIN members m"  # noqa: S608
+        " ON m.room_no = CAST(w->>0 AS bigint) AND m.user_id = w->>1"
+    ),
+}
+_SAID: Final = {
+    "sqlite": text(
+        f"SELECT {_SAID_LIST} FROM json_each(:wanted) w CROSS JOIN messages m"  # noqa: S608
+        " ON m.room_no = json_extract(w.value, '$[0]') AND m.author = json_extract(w.value, '$[1]')"
+        " AND m.client_id = json_extract(w.value, '$[2]')"
+    ),
+    "postgresql": text(
+        f"SELECT {_SAID_LIST} FROM jsonb_array_elements(CAST(:wanted AS jsonb)) w JOIN messages m"  # noqa: S608
+        " ON m.room_no = CAST(w->>0 AS bigint) AND m.author = w->>1 AND m.client_id = w->>2"
+    ),
+}
 _INSERT: Final = insert(tables.messages)
 _MOVE: Final = (
     update(tables.rooms)
