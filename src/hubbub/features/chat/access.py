@@ -17,6 +17,7 @@ class Act(StrEnum):
     SEE = "see"  # that it is there, its name and numbers
     JOIN = "join"  # become a member
     READ = "read"
+    BROWSE = "browse"  # what is kept of it
     WRITE = "write"
     REACT = "react"
     EDIT = "edit"  # one's own message
@@ -41,6 +42,7 @@ NEEDS: Final[Mapping[Act, int]] = {
     Act.SEE: 0,
     Act.JOIN: 0,
     Act.READ: 1,
+    Act.BROWSE: 1,
     Act.WRITE: 1,
     Act.REACT: 1,
     Act.EDIT: 1,
@@ -65,7 +67,7 @@ WRITES: Final = frozenset(
     {Act.WRITE, Act.REACT, Act.EDIT, Act.DELETE, Act.PIN, Act.CALL_ALL, Act.INVITE, Act.REMOVE, Act.ROLES}
 )
 """What an archived room refuses. (A moderator may still delete there, and an owner open it again.)"""
-STORED_ONLY: Final = frozenset({Act.REACT, Act.EDIT, Act.DELETE, Act.MODERATE, Act.PIN, Act.EXPORT})
+STORED_ONLY: Final = frozenset({Act.BROWSE, Act.REACT, Act.EDIT, Act.DELETE, Act.MODERATE, Act.PIN, Act.EXPORT})
 """What needs messages that are kept."""
 NOT_IN_DIRECT: Final = frozenset({Act.INVITE, Act.REMOVE, Act.CONFIGURE, Act.ROLES, Act.ARCHIVE})
 """A direct room belongs to its people alike."""
@@ -156,12 +158,20 @@ def may_know(room: RoomRow, member: MemberRow | None, caller: Caller, invited: b
 
 
 def check(
-    room: RoomRow, member: MemberRow | None, caller: Caller, act: Act, now: int, *, invited: bool = False
+    room: RoomRow,
+    member: MemberRow | None,
+    caller: Caller,
+    act: Act,
+    now: int,
+    *,
+    invited: bool = False,
+    group_limit: int = 0,
 ) -> None:
     """Refuse an act that is not allowed.
 
     :param now: unix milliseconds.
     :param invited: there is an invitation for the caller.
+    :param group_limit: members of a room in which each may call all; it matters to :attr:`Act.CALL_ALL` only.
     :raises ClientError: ``not_found`` where the caller may not even know of the room, else what stands in the way.
     """
     rank = rank_of(caller, member)
@@ -186,11 +196,24 @@ def check(
         needed = ADMIN
     if act is Act.WRITE and room.kind == "broadcast":
         needed = 2
+    if act is Act.CALL_ALL and not room.is_group(group_limit):
+        needed = 2
     if rank < needed:
         raise ClientError(ErrorCode.FORBIDDEN, _who(needed))
     if act in (Act.WRITE, Act.REACT, Act.EDIT) and member is not None and member.muted_until > now and rank < ADMIN:
         left = (member.muted_until - now) / 1000
         raise ClientError(ErrorCode.FORBIDDEN, "you are muted in this room", retry_after=round(left, 3))
+
+
+def allows(
+    room: RoomRow, member: MemberRow | None, caller: Caller, act: Act, now: int, *, group_limit: int = 0
+) -> bool:
+    """The same as :func:`check`, as an answer."""
+    try:
+        check(room, member, caller, act, now, group_limit=group_limit)
+    except ClientError:
+        return False
+    return True
 
 
 def check_over(caller: Caller, member: MemberRow | None, target: MemberRow | None) -> None:
@@ -200,6 +223,15 @@ def check_over(caller: Caller, member: MemberRow | None, target: MemberRow | Non
     """
     if rank_of(caller, member) <= RANKS[target.role if target is not None else None]:
         raise ClientError(ErrorCode.FORBIDDEN, "this takes a higher role than the other one's")
+
+
+def check_admin(caller: Caller) -> None:
+    """Refuse what concerns all rooms to who is no admin.
+
+    :raises ClientError: ``forbidden``.
+    """
+    if not caller.admin:
+        raise ClientError(ErrorCode.FORBIDDEN, "of all rooms this takes the admin grant: name one (room_id)")
 
 
 def no_such_room(room_id: str) -> ClientError:

@@ -281,9 +281,9 @@ class ListThreads(ClientMessage, tag="list_threads"):
 
 
 class ListMentions(ClientMessage, tag="list_mentions"):
-    """Messages that mention the user, the newest first."""
+    """Messages that mention the user, the newest first. ``before``: the ``next`` of the page before."""
 
-    before: Annotated[int, Meta(ge=0)] | None = None
+    before: Annotated[str, Meta(max_length=64)] | None = None
     limit: Limit = 50
 
 

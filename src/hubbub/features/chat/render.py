@@ -75,8 +75,11 @@ def message_data(row: Any) -> bytes:
     return b"{" + encoded[encoded.index(b",") + 1 :]
 
 
-def messages_of(tx: Tx, room: RoomRow, rows: Sequence[Any]) -> list[MessageInfo]:
-    """Rows of one room with all that belongs to them: reactions, threads, pins. Three queries, however many rows."""
+def messages_of(tx: Tx, room: RoomRow | None, rows: Sequence[Any]) -> list[MessageInfo]:
+    """Rows of one room with all that belongs to them: reactions, threads, pins. Three queries, however many rows.
+
+    :param room: None: the rows are of several.
+    """
     keys = [row.key for row in rows]
     reactions = _reactions(tx, keys)
     replies = _replies(tx, keys)
@@ -126,8 +129,8 @@ def _replies(tx: Tx, keys: Sequence[int]) -> dict[int, ThreadInfo]:
     }
 
 
-def _pinned(tx: Tx, room: RoomRow, keys: Sequence[int]) -> set[int]:
-    if not keys or not room.pin_count:
+def _pinned(tx: Tx, room: RoomRow | None, keys: Sequence[int]) -> set[int]:
+    if not keys or (room is not None and not room.pin_count):
         return set()
     return set(tx.connection.scalars(select(tables.pins.c.message).where(tables.pins.c.message.in_(keys))))
 

@@ -229,10 +229,12 @@ class ChatAck(Reply, tag="ack", gc=False):
 
 
 class EditAck(Reply, tag="ack"):
+    """``version``: the message's, now. ``offset``: of the event that tells the room; there is none if the text was the same."""
+
     room_id: str
     id: int
-    offset: int
     version: int
+    offset: int | UnsetType = UNSET
 
 
 class ReadAck(Reply, tag="ack"):
@@ -294,14 +296,17 @@ class Threads(Reply, tag="threads"):
 
 
 class Mentions(Reply, tag="mentions"):
+    """Newest first. ``next``: the ``before`` of the next page."""
+
     mentions: list[ThreadRow]
-    next: int | None = None
+    next: str | None = None
 
 
 class LastSeen(Reply, tag="last_seen"):
-    """User → when one of their devices was last connected; `now` for who is."""
+    """User → when one of their devices was last connected; `now` for who is; null for who never was. Who is not to be
+    known of is left out."""
 
-    users: dict[str, str]
+    users: dict[str, str | None]
 
 
 class SearchResults(Reply, tag="search_results"):
