@@ -316,14 +316,14 @@ class ListReports(ClientMessage, tag="list_reports"):
 
     room_id: RoomId | None = None
     status: Literal["open", "dismissed", "resolved"] = "open"
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Offset = 0
     limit: Limit = 50
 
 
 class CloseReport(ClientMessage, tag="close_report"):
     """``delete``: delete the message too."""
 
-    report: Annotated[int, Meta(ge=1)]
+    report: Offset
     status: Literal["dismissed", "resolved"] = "resolved"
     note: Annotated[str, Meta(max_length=1000)] = ""
     delete: bool = False
@@ -333,5 +333,5 @@ class GetAudit(ClientMessage, tag="get_audit"):
     """What moderators did, the newest first; of one room, or (with the admin grant) of all."""
 
     room_id: RoomId | None = None
-    before: Annotated[int, Meta(ge=1)] | None = None
+    before: Offset | None = None
     limit: Limit = 50
