@@ -1,12 +1,55 @@
-"""Every async test runs on uvloop, as `hubbub serve` does."""
+"""Every async test runs on uvloop, as `hubbub serve` does. Real databases, started when a test asks for one."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.databases import GIVEN, PostgresServer, fresh_database, roomy_memory
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of the one PostgreSQL that the tests share."""
+    if given := os.environ.get(GIVEN):
+        yield given
+        return
+    with PostgresServer(roomy_memory()) as server:
+        yield server.url()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL, on a real disk, that this test may stop, restart and pause."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """A fresh, empty database in PostgreSQL."""
+    with fresh_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A database in SQLite, whose file is not there yet."""
+    return f"sqlite:///{tmp_path / 'hubbub.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh, empty database; the test runs once on each kind."""
+    url = request.getfixturevalue(f"{request.param}_url")
+    assert isinstance(url, str)
+    return url
