@@ -15,7 +15,7 @@ class Act(StrEnum):
     """What somebody wants to do in a room."""
 
     SEE = "see"  # that it is there, its name and numbers
-    JOIN = "join"  # become a member
+    JOIN = "join"  # become a member; of a live room: enter it
     READ = "read"
     BROWSE = "browse"  # what is kept of it
     WRITE = "write"
@@ -116,11 +116,6 @@ class RoomRow:
         """Whether its messages are in the store."""
         return self.kind != "live"
 
-    @property
-    def has_members(self) -> bool:
-        """Whether who enters becomes a member. Else (public, and of the kind `live`) only its staff are."""
-        return self.stored or self.visibility != "public"
-
     def is_group(self, limit: int) -> bool:
         """Whether it is small and of the kind that has receipts."""
         return self.kind == "group" and self.member_count <= limit
@@ -177,18 +172,16 @@ def check(
     rank = rank_of(caller, member)
     if not may_know(room, member, caller, invited):
         raise no_such_room(room.id)
-    if rank == 0 and act not in FROM_OUTSIDE and room.has_members:
+    if rank == 0 and act not in FROM_OUTSIDE and room.stored:
         raise ClientError(ErrorCode.NOT_JOINED, "join the room first (join_room)")
     if act in STORED_ONLY and not room.stored:
         raise ClientError(ErrorCode.FORBIDDEN, "this room keeps no messages (it is of the kind `live`)")
-    if act is Act.JOIN and member is None and not room.has_members:
-        raise ClientError(ErrorCode.FORBIDDEN, "a live room has no members: enter it (join_room)")
     if room.visibility == "direct" and (act in NOT_IN_DIRECT or (act is Act.JOIN and member is None)):
         raise ClientError(ErrorCode.FORBIDDEN, "a direct room has only its people: make a private room for more")
     if room.archived_at is not None and act in WRITES:
         raise ClientError(ErrorCode.FORBIDDEN, "the room is archived: nothing is added to it")
     needed = NEEDS[act]
-    if not room.has_members and needed == 1:
+    if not room.stored and needed == 1:
         needed = 0  # who is in a live room is no member
     if act in STAFF_IN_PUBLIC and (room.visibility == "public" or room.kind != "group"):
         needed = 2

@@ -93,7 +93,7 @@ def change_of(
 
 
 def say_change(tx: Tx, room: RoomRow, data: MemberData) -> None:
-    """Say it among the messages; only where people know each other: public rooms have too many comings and goings."""
+    """Say it among the messages of a private room. Public ones have too many comings and goings."""
     if room.visibility == "private":
         tx.say(room, {"event": data.change, "user_id": data.user_id, **({"by": data.by} if data.by else {})})
 
@@ -192,22 +192,34 @@ def approach(tx: Tx, room_id: str, act: Act) -> tuple[RoomRow, MemberRow | None,
     return room, member, invited_by
 
 
-def become_member(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow:
-    """Make the caller a member of a room, unless that is one already.
+def check_join(tx: Tx, room: RoomRow, member: MemberRow | None) -> None:
+    """Refuse somebody who may not become a member of a room; or of a `live` one, which has none: may not enter it.
 
-    :param room: from :meth:`Tx.look`, in a command that writes.
-    :raises ClientError: the caller may not: it is banned, the room is private and nobody invited it, the room is full.
+    :raises ClientError: they are banned, the room is full, or it is private and nobody invited them.
     """
     invited = member is None and invitation(tx, room, tx.caller.user_id) is not None
     check(room, member, tx.caller, Act.JOIN, tx.now, invited=invited)
     if member is not None:
-        return member
-    if not tx.caller.user_id:
-        raise ClientError(ErrorCode.FORBIDDEN, "an API key joins no room: say which user does")
+        return
     refuse_banned(tx, room)
     limit = tx.settings.max_members
     if limit and room.member_count >= limit:
         raise ClientError(ErrorCode.TOO_MANY, f"the room is full: it may have {limit} members")
+
+
+def become_member(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow:
+    """Make the caller a member of a room, unless they are one already.
+
+    :param room: from :meth:`Tx.look`, in a command that writes.
+    :raises ClientError: they may not (:func:`check_join`).
+    """
+    check_join(tx, room, member)
+    if member is not None:
+        return member
+    if not room.stored:
+        raise ClientError(ErrorCode.FORBIDDEN, "a live room has no members: enter it (join_room)")
+    if not tx.caller.user_id:
+        raise ClientError(ErrorCode.FORBIDDEN, "an API key joins no room: say which user does")
     return _join(tx, room)
 
 
@@ -232,19 +244,6 @@ def _forget_ban(tx: Tx, room: RoomRow, user_id: str) -> None:
     """Delete a ban that is over."""
     t = tables.bans.c
     tx.connection.execute(delete(tables.bans).where(t.room_no == room.no, t.user_id == user_id, t.until <= tx.now))
-
-
-def admit(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow | None:
-    """Let the caller enter a room on a connection, as a member where the room has members.
-
-    :param room: from :meth:`Tx.look`, in a command that writes.
-    :raises ClientError: as :func:`become_member`.
-    """
-    if room.has_members:
-        return become_member(tx, room, member)
-    check(room, member, tx.caller, Act.SEE, tx.now)
-    refuse_banned(tx, room)
-    return member
 
 
 @writes(Join, "POST /api/rooms/{room_id}/members/me")
