@@ -144,12 +144,13 @@ def rank_of(caller: Caller, member: MemberRow | None) -> int:
 
 
 def may_know(room: RoomRow, member: MemberRow | None, caller: Caller, invited: bool) -> bool:
-    """Whether somebody may know that a room is there. A token that names a private room is an invitation to it."""
+    """Whether somebody may know that a room is there. A token that names a private room (by its id, not by a pattern) is
+    an invitation to it."""
     if not caller.grants.may_join(room.id):
         return False
     if rank_of(caller, member) or room.visibility == "public":
         return True
-    return room.visibility == "private" and (invited or caller.grants.rooms is not None)
+    return room.visibility == "private" and (invited or room.id in (caller.grants.rooms or ()))
 
 
 def check(

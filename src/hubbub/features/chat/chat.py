@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from hubbub.auth import Grants
 from hubbub.commands import who_is_here
 from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode, StoreUnavailable
-from hubbub.features.chat import asks, members, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
+from hubbub.features.chat import asks, members, membership, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
 from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_room
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
@@ -284,13 +284,13 @@ class Chat:
         if member is None and not caller.admin:
             if row.stored:
                 return None
-            rooms.check_join(tx, row, member)
+            membership.check_join(tx, row, member)
         return _Entry.of(tx, row, member)
 
     def _become_member(self, caller: Caller, room_id: str, connection: Connection) -> _Entered:
         tx = self._tx(connection, caller, writes=True)
         row, member = tx.look(room_id)
-        member = rooms.become_member(tx, row, member)
+        member = membership.become_member(tx, row, member)
         return _Entered(tx, _Entry.of(tx, row, member))
 
     def _welcome(
