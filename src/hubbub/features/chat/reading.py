@@ -317,7 +317,7 @@ def last_seen(tx: Tx, message: GetLastSeen) -> LastSeen:
     if not tx.caller.admin:
         others = tables.members.alias().c
         mine = select(_m.room_no).where(_m.user_id == tx.caller.user_id, _open(tx))
-        shared = select(others.user_id.distinct()).where(others.user_id.in_(wanted), others.room_no.in_(mine))
+        shared = select(others.user_id).where(others.user_id.in_(wanted), others.room_no.in_(mine)).distinct()
         wanted &= {tx.caller.user_id, *tx.connection.scalars(shared)}
     t = tables.last_seen.c
     query = select(t.user_id, t.at).where(t.user_id.in_(wanted))
