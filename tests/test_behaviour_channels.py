@@ -230,7 +230,7 @@ async def attempts(client: Client, name: str) -> list[tuple[str, str]]:
 
 async def furnish(server: Running) -> None:
     """Channels with something in them that nobody else may learn of."""
-    server.hubbub.create_room("secret")
+    await server.hubbub.create_room("secret")
     await server.hubbub.publish("private:1", "secret")
     await server.hubbub.notify("bob", "secret", "secret")
 

@@ -38,10 +38,15 @@ async def test_rooms_are_made_listed_joined_and_left(lane: str) -> None:
             "name": "Tea & ☕",
             "created_at": "2027-01-15T08:00:00.000Z",
             "created_by": "alice",
+            "kind": "group",
+            "visibility": "public",
+            "history": "shared",
+            "member_count": 1,
+            "me": {"role": "owner", "notify": "all", "joined_at": "2027-01-15T08:00:00.000Z"},
         }
         assert await alice.refused("create_room", room_id="tea") == "conflict"
         assert await alice.refused("join_room", room_id="coffee") == "not_found"
-        assert await alice.refused("chat_message", room_id="coffee", message="x") == "not_found"
+        assert await alice.refused("chat_message", room_id="coffee", message="x") == "not_joined"
         assert await alice.refused("chat_message", room_id="tea", message="x") == "not_joined"
         assert await alice.refused("typing", room_id="tea") == "not_joined"
         assert await alice.refused("leave_room", room_id="tea") == "not_joined"
@@ -83,7 +88,7 @@ async def test_how_many_rooms(lane: str) -> None:
         assert await alice.refused("create_room", room_id="a") == "conflict"
         assert await alice.refused("create_room", room_id="c") == "too_many"
         await bob.ask("create_room", room_id="c")
-        server.hubbub.create_room("d")  # the server itself has no such limit, but for the one of all
+        await server.hubbub.create_room("d")  # the server itself has no such limit, but for the one of all
         assert await bob.refused("create_room", room_id="e") == "too_many"
 
 

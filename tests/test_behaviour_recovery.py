@@ -82,7 +82,7 @@ async def test_recovery_table(lane: str) -> None:
 
 async def test_recovery_of_a_room(lane: str) -> None:
     async with (
-        serve(lane, channels={"room:*": ChannelOptions(history_size=3)}) as server,
+        serve(lane, catch_up_limit=3) as server,
         server.client("alice") as alice,
     ):
         position = (await alice.ask("join_room", room_id="general"))["position"]

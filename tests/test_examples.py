@@ -143,8 +143,9 @@ async def test_chat(load: Any) -> None:
         await alice.send("chat_message", message="hi")
         assert (await alice.expect("message"))["data"]["message"] == "hi"
         assert (await client.get("/rooms")).json() == ["general", "kitchen", "lobby"]
-        assert (await client.post("/rooms/lobby/announce", params={"text": "Dinner"})).json() == 1
-        assert (await alice.expect("notification"))["data"]["message"] == "Dinner"
+        assert (await client.post("/rooms/lobby/announce", params={"text": "Dinner"})).json() == 2
+        dinner = (await alice.expect("message"))["data"]
+        assert (dinner["id"], dinner["user_id"], dinner["message"]) == (2, "house", "Dinner")
         assert (await client.post("/rooms/cellar/announce", params={"text": "x"})).status_code == 404
 
 

@@ -259,6 +259,8 @@ class Chat:
                 room.floors[session.user_id] = entry.floor
                 if since is not None and since.offset < entry.floor:
                     since = None  # what was said before is not for this member
+            if quiet:
+                self.live.quiet[key] = session
             recovery = await self.hub.attach(session, room.channel, since, self.options)
             if entering.removed is not None:
                 self.hub.detach(session, room.channel)
@@ -267,6 +269,8 @@ class Chat:
             self._entering[key].remove(entering)
             if not self._entering[key]:
                 del self._entering[key]
+            if quiet:  # its coming is told at the end of this turn, or it was here already
+                asyncio.get_running_loop().call_soon(self.live.quiet.pop, key, None)
         if not quiet:
             self._welcome(session, room, entry.info, recovery, message)
         return room
@@ -343,9 +347,7 @@ class Chat:
         room_id = name[len(PREFIX) :]
         if not caller_of(session).grants.may_join(room_id):
             raise no_such_room(room_id)
-        if name not in session.channels:
-            if room_id not in self.live.rooms:
-                raise no_such_room(room_id)
+        if name not in session.channels:  # the same whether it is there or not
             raise ClientError(ErrorCode.NOT_JOINED, "join the room first (join_room)")
 
     def _floor(self, session: Session, name: str) -> int:

@@ -61,6 +61,7 @@ class Live:
     """The rooms of a hub that somebody is in.
 
     :ivar rooms: by id.
+    :ivar quiet: (room, user) → the session that is not to hear of its own coming: it never asked to enter.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -68,6 +69,7 @@ class Live:
         self.rooms: dict[str, Room] = {}
         self._marks: list[tuple[float, str, str]] = []  # a heap of (deadline, room, user)
         self._uncounted: dict[Room, None] = {}
+        self.quiet: dict[tuple[str, str], Session] = {}
         hub.comings.observers.append((PREFIX, self._roster_changed))
         hub.leavers.append(self._left)
 
@@ -123,7 +125,8 @@ class Live:
             self._uncounted[room] = None
             return
         for user_id in joined:
-            self.announce(room.id, tells.UserJoined(room_id=room.id, user_id=user_id))
+            by = self.quiet.pop((room.id, user_id), None)
+            self.announce(room.id, tells.UserJoined(room_id=room.id, user_id=user_id), by)
         for user_id in left:
             self.announce(room.id, tells.UserLeft(room_id=room.id, user_id=user_id))
 

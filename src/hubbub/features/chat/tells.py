@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from hubbub.features.chat.asks import Change, Kind, Notify, Role, Sharing, Visibility
 from hubbub.messages import Position, Reply, ServerMessage
+
+def shown(value: str) -> Any:
+    """A default that is sent like any other value. (Other fields are left out at their defaults.)"""
+    return field(default_factory=lambda: value)
+
 
 # -- parts of what the server says
 
@@ -25,9 +30,9 @@ class RoomInfo(Struct, frozen=True, omit_defaults=True):
     created_by: str | None = None
     users: int | UnsetType = UNSET
     topic: str = ""
-    kind: Kind = "group"
-    visibility: Visibility = "public"
-    history: Sharing = "shared"
+    kind: Kind = shown("group")
+    visibility: Visibility = shown("public")
+    history: Sharing = shown("shared")
     archived_at: str | None = None
     slow_mode: int = 0
     retention_days: int = 0
@@ -45,7 +50,7 @@ class MyRoom(Struct, frozen=True, omit_defaults=True):
     unread: int = 0
     mentions: int = 0
     read: int = 0
-    notify: Notify = "all"
+    notify: Notify = shown("all")
     joined_at: str | None = None
     muted_until: str | None = None
     invited_by: str | None = None
