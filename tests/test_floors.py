@@ -17,11 +17,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "eager", "admission", "order",
     ),
     "ports": ("ports",),
-    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs", "inlet", "store", "engines", "schema", "tables", "files"),
+    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs", "inlet", "store", "group", "engines", "schema", "migrations", "tables", "files"),
     "adapters": ("brokers", "transports"),
     "features": ("features",),
     "toolkit": ("toolkit",),
-    "entry points": ("endpoint", "api", "asyncapi", "app", "cli", "logs", "__init__", "__main__"),
+    "entry points": ("endpoint", "api", "rest", "asyncapi", "app", "cli", "logs", "__init__", "__main__"),
     "side rooms": ("testing",),
 }  # fmt: skip
 MAY_SEE: dict[str, tuple[str, ...]] = {

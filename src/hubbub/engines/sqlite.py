@@ -1,0 +1,265 @@
+"""SQLite: in a file, or in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+from urllib.parse import quote
+
+import sqlalchemy
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from hubbub.engines.port import Work
+from hubbub.errors import ConfigurationError
+
+T = TypeVar("T")
+
+OLDEST: Final = (3, 35, 0)
+"""The first with RETURNING."""
+OPENING: Final = 5.0
+"""Seconds for which opening waits for another process's lock."""
+BUSY_MILLISECONDS: Final = 200
+"""How long one attempt waits for another process's lock; the store tries again until its own time is up."""
+CACHE_KIB: Final = 16_384
+"""Pages that a connection keeps."""
+# https://www.sqlite.org/rescode.html
+OF_A_STATEMENT: Final = frozenset({1, 18, 19, 20, 25})
+"""ERROR, TOOBIG, CONSTRAINT, MISMATCH, RANGE. All others are about the database."""
+LOCKS: Final = frozenset({5, 6, 15})
+"""BUSY, LOCKED, PROTOCOL."""
+
+
+class SqliteEngine:
+    """SQLite in WAL mode: one writing connection, some reading ones, each in a thread of its own.
+
+    SQLite 3.7.0 to 3.51.2 may corrupt a database when two connections write or checkpoint at the same time ("WAL-reset
+    bug", sqlite.org/wal.html). So there is one writer: within the process one connection, and over all processes whoever
+    holds the lock on ``<database>.lock``. Reading connections never checkpoint.
+
+    :param path: None: in memory, for tests and for trying out.
+    :param full_sync: every commit is on the disk before it is answered; else a power cut may take the last ones back
+        (a crash of the process may not, either way).
+    """
+
+    name = "sqlite"
+    exclusive = True
+
+    def __init__(self, path: Path | None, *, readers: int, full_sync: bool, read_only: bool = False) -> None:
+        self.path = path
+        self.where = str(path) if path is not None else "in memory"
+        self._readers = readers
+        self._full_sync = full_sync
+        self._read_only = read_only
+        self._lock: IO[str] | None = None
+        self._writing: ThreadPoolExecutor | None = None
+        self._reading: ThreadPoolExecutor | None = None
+        self._writer: sqlalchemy.Engine | None = None
+        self._reader: sqlalchemy.Engine | None = None
+        self._open_readers: set[sqlite3.Connection] = set()
+
+    # -- opening and closing
+
+    async def start(self) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise ConfigurationError(
+                f"this Python has SQLite {sqlite3.sqlite_version}, Hubbub needs {'.'.join(map(str, OLDEST))}: use a "
+                "newer Python, or PostgreSQL (HUBBUB_DATABASE_URL)"
+            )
+        self._writing = ThreadPoolExecutor(1, "hubbub-write")
+        self._reading = self._writing if self.path is None else ThreadPoolExecutor(self._readers, "hubbub-read")
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writing, self._open)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _open(self) -> None:
+        if self.path is None:
+            self._writer = self._reader = self._make(":memory:", "BEGIN", StaticPool)
+            return
+        try:
+            self._open_file(self.path)
+        except (OSError, DBAPIError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise ConfigurationError(
+                f"cannot use the database {self.path}: {reason}; set HUBBUB_DATA_DIR or HUBBUB_DATABASE_URL"
+            ) from None
+
+    def _open_file(self, path: Path) -> None:
+        if not self._read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            self._writer = self._make(str(path), "BEGIN IMMEDIATE", QueuePool, pool_size=1, max_overflow=0)
+            self._writer.connect().close()
+        elif not path.exists():
+            raise ConfigurationError(f"there is no database {path}: set HUBBUB_DATA_DIR or HUBBUB_DATABASE_URL")
+        self._reader = self._make(
+            str(path), "BEGIN", QueuePool, query_only=True, pool_size=self._readers, max_overflow=0
+        )
+        with self._reader.begin() as connection:
+            connection.exec_driver_sql("SELECT 1 FROM sqlite_master").all()
+
+    def _make(
+        self, database: str, begin: str, pool: type[sqlalchemy.Pool], *, query_only: bool = False, **options: Any
+    ) -> sqlalchemy.Engine:
+        def connect() -> sqlite3.Connection:
+            uri = f"file:{quote(os.path.abspath(database))}?mode=ro" if self._read_only else database
+            connection = sqlite3.connect(
+                uri,
+                uri=self._read_only,
+                timeout=OPENING,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+            )
+            try:
+                self._configure(connection, in_file=database != ":memory:", query_only=query_only)
+            except BaseException:
+                connection.close()
+                raise
+            if query_only:
+                self._open_readers.add(connection)
+            return connection
+
+        engine = sqlalchemy.create_engine(
+            "sqlite://",
+            creator=connect,
+            poolclass=pool,
+            hide_parameters=True,  # what people say is not for logs
+            **options,
+        )
+        # sqlite3's own idea of when a transaction begins is not ours (isolation_level=None)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        return engine
+
+    def _configure(self, connection: sqlite3.Connection, *, in_file: bool, query_only: bool) -> None:
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        if query_only:
+            connection.execute("PRAGMA query_only = 1")
+        elif in_file:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise OSError(f"its file system cannot have SQLite's write-ahead log (journal_mode is {mode})")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._full_sync else 'NORMAL'}")
+            connection.execute("PRAGMA journal_size_limit = 67108864")
+        connection.execute("PRAGMA foreign_keys = 1")  # off, unless one asks; PostgreSQL always has them
+        connection.execute("PRAGMA secure_delete = 1")  # what is erased is not left in free pages
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+
+    async def stop(self) -> None:
+        writing, reading = self._writing, self._reading
+        if writing is None or reading is None:
+            return
+        for connection in self._open_readers:
+            connection.interrupt()  # nobody waits for what it reads any more
+        await asyncio.get_running_loop().run_in_executor(
+            writing, self._close, reading if reading is not writing else None
+        )
+        writing.shutdown(wait=False)
+
+    def _close(self, reading: ThreadPoolExecutor | None) -> None:
+        if reading is not None:
+            reading.shutdown(wait=True, cancel_futures=True)
+        # the writer last: who closes last checkpoints
+        for engine in (self._reader, self._writer):
+            if engine is not None:
+                engine.dispose()
+        self._reader = self._writer = self._writing = self._reading = None
+        self._open_readers.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # -- transactions
+
+    async def write(self, work: Work[T]) -> T:
+        return await self._run(self._writing, self._writer, work)
+
+    async def was_committed(self, token: int) -> bool:
+        raise AssertionError("SQLite always knows")
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._run(self._reading, self._reader, work)
+
+    async def alter(self, work: Work[T]) -> T:
+        return await self.write(work)
+
+    async def load(self, template: sqlite3.Connection) -> None:
+        """Become a copy of another database."""
+        writing, writer = self._writing, self._writer
+        if writing is None or writer is None:
+            raise RuntimeError("the database is not open for writing")
+        await asyncio.get_running_loop().run_in_executor(writing, _copy, template, writer)
+
+    async def _run(self, executor: ThreadPoolExecutor | None, engine: sqlalchemy.Engine | None, work: Work[T]) -> T:
+        if engine is None or executor is None:
+            raise RuntimeError("the database is not open, or only for reading")
+        return await asyncio.get_running_loop().run_in_executor(executor, _transact, engine, work)
+
+    def touch(self, connection: Connection) -> None:
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+
+    # -- errors
+
+    def transient(self, error: BaseException) -> bool:
+        return _code(error) in LOCKS
+
+    def concerns_all(self, error: BaseException) -> bool:
+        code = _code(error)
+        if code is None:  # sqlite3's own, not SQLite's
+            return isinstance(error, OperationalError | InternalError)
+        return code not in OF_A_STATEMENT
+
+
+def _transact(engine: sqlalchemy.Engine, work: Work[T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def _copy(template: sqlite3.Connection, engine: sqlalchemy.Engine) -> None:
+    pooled = engine.raw_connection()
+    try:
+        inner = pooled.driver_connection
+        assert isinstance(inner, sqlite3.Connection)
+        template.backup(inner)
+    finally:
+        pooled.close()
+
+
+def _code(error: BaseException) -> int | None:
+    """SQLite's primary result code."""
+    code = getattr(error.orig, "sqlite_errorcode", None) if isinstance(error, DBAPIError) else None
+    return None if code is None else code & 0xFF
+
+
+def _locked(path: Path) -> IO[str]:
+    """Hold the lock that only one process has.
+
+    :raises ConfigurationError: another has it.
+    """
+    lock = open(f"{path}.lock", "a+")  # noqa: SIM115  # held as long as the store is open
+    try:
+        import fcntl
+    except ImportError:  # Windows: opening the database by two processes is then the operator's own affair
+        return lock
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise ConfigurationError(
+            f"another process{f' ({holder})' if holder else ''} writes to {path}: SQLite takes one at a time; "
+            "stop it, or use PostgreSQL (HUBBUB_DATABASE_URL)"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()}")
+    lock.flush()
+    return lock
