@@ -213,6 +213,9 @@ def become_member(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow:
     :param room: from :meth:`Tx.look`, in a command that writes.
     :raises ClientError: they may not (:func:`check_join`).
     """
+    if member is None:
+        # it may be old: PostgreSQL read it before it waited for the room's lock, and another node may have been first
+        member = tx.member(room, tx.caller.user_id)
     check_join(tx, room, member)
     if member is not None:
         return member
@@ -226,11 +229,7 @@ def become_member(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow:
 def _join(tx: Tx, room: RoomRow) -> MemberRow:
     user_id = tx.caller.user_id
     member = new_member(room, user_id, "member", tx.now)
-    values = {"room_no": room.no, **member._asdict()}
-    if not tx.connection.execute(insert_new(tx, tables.members).values(values)).rowcount:
-        # another node was first: while we waited for the room's lock, what we had read of the members grew old
-        return tx.the_member(room, user_id)
-    tx.change_room(room, member_count=room.member_count + 1)
+    add_members(tx, room, [member])
     drop_invitation(tx, room, user_id)
     _forget_ban(tx, room, user_id)
     if room.visibility == "private":

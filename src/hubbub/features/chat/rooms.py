@@ -6,6 +6,7 @@ import hashlib
 import re
 import secrets
 import string
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -20,8 +21,6 @@ from hubbub.features.chat.asks import CreateRoom, GetRoom, ListRooms, OpenDirect
 from hubbub.features.chat.membership import (
     add_members,
     approach,
-    become_member,
-    check_join,
     checked_line,
     checked_text,
     checked_users,
@@ -33,8 +32,6 @@ from hubbub.features.chat.render import my_room, people_of, room_info
 from hubbub.features.chat.tells import MyRoom, RoomAdded, RoomCreated, RoomInfo, RoomReply, Rooms
 from hubbub.features.chat.tx import ROOM_COLUMNS, Tx, reads, room_of, stamp, writes
 from hubbub.messages import ROOM_ID
-
-__all__ = ["become_member", "check_join", "create_room", "ensure_room", "open_direct"]
 
 NAME_LENGTH: Final = 100
 _OF_DIRECT: Final = re.compile(r"dm-[0-9a-f]{20}")
@@ -254,7 +251,12 @@ def _allowed(grants: Grants) -> list[ColumnElement[bool]]:
     """At least the rooms that a token allows. On SQLite a few more, since ``LIKE`` does not mind the case there."""
     if grants.admin or grants.rooms is None or len(grants.rooms) > PREFILTERED:
         return []
-    return [or_(false(), *(_R.id.like(_escaped(each).replace("*", "%"), escape="\\") for each in grants.rooms))]
+    return [or_(false(), *(_R.id.like(each, escape="\\") for each in like_of(grants.rooms)))]
+
+
+def like_of(patterns: Iterable[str]) -> list[str]:
+    """A token's patterns as those of ``LIKE``."""
+    return [_escaped(each).replace("*", "%") for each in patterns]
 
 
 def _escaped(text: str) -> str:
