@@ -1,37 +1,35 @@
-"""The REST side: the server API (publish, notify, who is where), rooms, health, metrics.
+"""The REST side: the server API (publish, notify, who is where), health, metrics; the chat's part is in ``rest/``.
 
 Server calls carry ``Authorization: Bearer`` with an API key (HUBBUB_API_KEYS) or a token that has the ``admin`` grant.
 """
 
 import ipaddress
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.requests import ClientDisconnect
 
-from hubbub.admission import api_key_matches
-from hubbub.auth import Identity, issue_token, valid_user_id
+from hubbub.auth import issue_token, valid_user_id
 from hubbub.commands import check_name, publication_of, who_is_here
 from hubbub.errors import ClientError, CloseCode, ErrorCode
 from hubbub.features.chat.chat import Chat
+from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import JSON, NotificationType, plain_data
+from hubbub.rest.commands import add_commands
+from hubbub.rest.files import add_files
+from hubbub.rest.people import add_people
+from hubbub.rest.shared import SERVER_ERRORS, BoundedRoute, Callers, Credentials, errors
 
-MAX_BODY = 1 << 20
-"""Bytes of a request's body."""
 DEV_TOKEN_TTL = 30 * 86_400.0
 
-bearer = HTTPBearer(auto_error=False, description="An API key, or a token (JWT).")
-Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 UserIds: TypeAlias = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=10_000)]
 
 
@@ -129,75 +127,11 @@ class LoginOut(BaseModel):
     expires_in: float
 
 
-class ErrorDetail(BaseModel):
-    code: str = Field(examples=["forbidden"])
-    message: str
-
-
-class ErrorOut(BaseModel):
-    """What every refusal looks like, but for a wrong shape of the request (422)."""
-
-    error: ErrorDetail
-
-
-def _errors(**reasons: str) -> dict[int | str, dict[str, Any]]:
-    return {int(status[1:]): {"model": ErrorOut, "description": reason} for status, reason in reasons.items()}
-
-
-CALLER_ERRORS = _errors(_401="no key or token, or not a good one")
-SERVER_ERRORS = CALLER_ERRORS | _errors(_403="a token without the admin grant", _413="the request is too large")
-
-
 class HealthOut(BaseModel):
     status: Literal["healthy", "draining"]
     active_connections: int
     uptime: float
     version: str
-
-
-class BoundedRoute(APIRoute):
-    """A route that reads no more than :data:`MAX_BODY`, and answers wrong JSON of any kind with an error."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            try:
-                body = await _read(request)
-            except ClientDisconnect:
-                return Response(status_code=400)  # nobody is there to read it
-            _check_json(body)
-            return await handle(request)
-
-        return bounded
-
-
-async def _read(request: Request) -> bytes:
-    """The whole body. The request keeps it for whoever asks next.
-
-    :raises ClientError: it is too large.
-    """
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise ClientError(ErrorCode.TOO_LARGE, f"a request has at most {MAX_BODY} bytes")
-        chunks.append(chunk)
-    request._body = b"".join(chunks)
-    return request._body
-
-
-def _check_json(body: bytes) -> None:
-    """Refuse what Python's own decoder lets through and no answer could show: NaN, lone surrogates, endless nesting.
-
-    :raises ClientError: ``invalid_json``.
-    """
-    try:
-        if body:
-            msgspec.msgpack.encode(msgspec.json.decode(body))  # refuses integers that do not fit in 64 bits
-    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
-        text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ClientError(ErrorCode.INVALID_JSON, f"not valid JSON: {text[:200]}") from None
 
 
 class _Collector:
@@ -211,7 +145,14 @@ class _Collector:
 class Api:
     """The routes of one hub."""
 
-    def __init__(self, hub: Hub, chat: Chat, notifications: Notifications, below: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        chat: Chat,
+        uploads: Uploads,
+        notifications: Notifications,
+        below: Callable[[], dict[str, int]],
+    ) -> None:
         self.hub = hub
         self.chat = chat
         self.notifications = notifications
@@ -219,44 +160,19 @@ class Api:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Collector(self.families))
         self.router = APIRouter(route_class=BoundedRoute)
+        self.callers = Callers(hub)
         self._add_server_routes()
+        add_commands(self.router, chat, self.callers)
+        add_files(self.router, hub, uploads, self.callers)
+        add_people(self.router, chat, uploads, self.callers)
         self._add_health_routes()
         if hub.settings.dev:
             self._add_dev_routes()
 
-    # -- who calls
-
-    def _identity(self, credentials: HTTPAuthorizationCredentials | None) -> Identity | None:
-        """The user behind a token; None for an API key.
-
-        :raises ClientError: neither.
-        """
-        if credentials is None:
-            raise ClientError(
-                ErrorCode.AUTHENTICATION_REQUIRED, "send Authorization: Bearer with an API key or a token"
-            )
-        if api_key_matches(credentials.credentials, self.hub.settings.api_keys):
-            return None
-        return self.hub.entrance.verifier.verify(credentials.credentials, self.hub.clock.time())
-
-    def _server(self) -> Any:
-        async def server(credentials: Credentials) -> None:
-            identity = self._identity(credentials)
-            if identity is not None and not identity.grants.admin:
-                raise ClientError(ErrorCode.FORBIDDEN, "this takes an API key, or a token with the admin grant")
-
-        return Depends(server)
-
-    def _caller(self) -> Any:
-        async def caller(credentials: Credentials) -> Identity | None:
-            return self._identity(credentials)
-
-        return Depends(caller)
-
     # -- the server API
 
     def _add_server_routes(self) -> None:
-        route, hub, server = self.router, self.hub, [self._server()]
+        route, hub, server = self.router, self.hub, [Depends(self.callers.server)]
 
         @route.post("/api/notifications/send", tags=["notifications"], dependencies=server, responses=SERVER_ERRORS)
         async def send_notification(
@@ -369,16 +285,14 @@ class Api:
             @route.get("/metrics", tags=["health"], response_class=Response, responses=SERVER_ERRORS)
             async def metrics(request: Request, credentials: Credentials) -> Response:
                 """Prometheus metrics. Who may read them is HUBBUB_METRICS (default: loopback)."""
-                self._may_measure(request, credentials)
+                await self._may_measure(request, credentials)
                 return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def _may_measure(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> None:
+    async def _may_measure(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> None:
         mode = self.hub.settings.metrics
         if mode == "open" or (mode == "loopback" and _is_loopback(request)):
             return
-        identity = self._identity(credentials)
-        if identity is not None and not identity.grants.admin:
-            raise ClientError(ErrorCode.FORBIDDEN, "this takes an API key, or a token with the admin grant")
+        await self.callers.server(credentials)
 
     def families(self) -> list[Metric]:
         hub = self.hub
@@ -404,7 +318,7 @@ class Api:
     def _add_dev_routes(self) -> None:
         hub = self.hub
 
-        @self.router.post("/api/dev/login", tags=["development"], responses=_errors(_403="from elsewhere"))
+        @self.router.post("/api/dev/login", tags=["development"], responses=errors(_403="from elsewhere"))
         async def dev_login(body: LoginIn, request: Request) -> LoginOut:
             """A token for a name, without a password. Only in development mode, and only from this machine."""
             if not _is_loopback(request):

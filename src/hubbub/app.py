@@ -34,7 +34,9 @@ from hubbub.features.chat import asks
 from hubbub.features.chat.access import Caller
 from hubbub.features.chat.chat import SERVER, Chat
 from hubbub.features.chat.tells import RoomInfo
+from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
+from hubbub.files import files_from
 from hubbub.hub import Hub
 from hubbub.messages import NotificationType, Position, plain_data
 from hubbub.ports import Broker, Clock
@@ -121,6 +123,8 @@ class Hubbub(Declares, Owner):
         self.notifications = Notifications(self.hub)
         self.store = _store(self.settings, self.hub)
         self.chat = Chat(self.hub, self.store, self._prepare_store, self._notify)
+        files = files_from(self.settings.files, self.settings.data_dir)
+        self.uploads = Uploads(self.hub, self.store, files)
         self._counters = _transport_counters()
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)
@@ -147,7 +151,7 @@ class Hubbub(Declares, Owner):
                 raise ConfigurationError(f"the app has a route {self.prefix + path} already: give Hubbub a prefix=")
         self.app = app
         _redact_server_logs()  # here too: not every server sends lifespan events
-        api = Api(self.hub, self.chat, self.notifications, self._below)
+        api = Api(self.hub, self.chat, self.uploads, self.notifications, self._below)
         app.include_router(api.router, prefix=self.prefix)
         add_routes(self, app, _PAGE_HEADERS)
         app.add_exception_handler(ClientError, _client_error)
