@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    union,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hubbub.errors import ClientError, ErrorCode
@@ -240,45 +255,61 @@ def list_receipts(tx: Tx, message: ListReceipts) -> Receipts:
 def list_threads(tx: Tx, message: ListThreads) -> Threads:
     """The threads that the caller follows, where the caller is a member still; the liveliest first."""
     t, f = tables.threads.c, tables.followers.c
-    query = (
-        select(*MESSAGE_COLUMNS, tables.rooms.c.id.label("room_id"))
-        .select_from(tables.followers)
-        .join(tables.threads, t.root == f.root)
-        .join(tables.messages, _g.key == f.root)
-        .join(tables.members, (_m.room_no == _g.room_no) & (_m.user_id == f.user_id))
-        .join(tables.rooms, tables.rooms.c.no == _g.room_no)
-        .where(f.user_id == tx.caller.user_id, _g.key > _m.room_no * (1 << SEQ_BITS) + _m.history_from, _open(tx))
+    found = (
+        select(t.root, t.last_at)
+        .join(tables.followers, f.root == t.root)
+        .join(tables.members, (_m.room_no == t.root.bitwise_rshift(_BITS)) & (_m.user_id == f.user_id))
+        .where(f.user_id == tx.caller.user_id, t.root > _BASE + _m.history_from, _open(tx))
         .order_by(t.last_at.desc(), t.root.desc())
         .limit(message.limit)
     )
     if message.room_id is not None:
         room, _ = tx.enter(message.room_id, Act.BROWSE)
-        query = query.where(f.root > key_of(room.no, 0), f.root <= key_of(room.no, room.event_seq))
+        found = found.where(t.root > key_of(room.no, 0), t.root <= key_of(room.no, room.event_seq))
+    first = found.subquery().c
+    query = _WITH_ROOM.join(first.root.table, first.root == _g.key).order_by(first.last_at.desc(), first.root.desc())
     return Threads(threads=_with_rooms(tx, tx.connection.execute(query).all()))
 
 
 @reads(ListMentions, "GET /api/mentions")
 def list_mentions(tx: Tx, message: ListMentions) -> Mentions:
     """Messages that mention the caller, or all of a room that the caller is a member of; the newest first."""
-    t, user_id = tables.mentions.c, tx.caller.user_id
-    base = _m.room_no * (1 << SEQ_BITS)
-    mine = (
-        select(t.message)
-        .select_from(tables.members)
-        .join(tables.mentions, (t.message > base + _m.history_from) & (t.message <= base + SEQ_MASK))
-        .where(_m.user_id == user_id, t.user_id.in_((user_id, EVERYONE)), _open(tx))
-    )
-    query = (
-        select(*MESSAGE_COLUMNS, tables.rooms.c.id.label("room_id"))
-        .join(tables.rooms, tables.rooms.c.no == _g.room_no)
-        .where(_g.key.in_(mine), _g.author != user_id, _before(message.before))
-        .order_by(_g.at.desc(), _g.key.desc())
-        .limit(message.limit + 1)
-    )
+    wanted = and_(_g.author != tx.caller.user_id, _before(message.before))
+    mine = union(*(_mentioning(tx, name, wanted, message.limit + 1) for name in (tx.caller.user_id, EVERYONE)))
+    query = _WITH_ROOM.where(_g.key.in_(mine), wanted).order_by(_g.at.desc(), _g.key.desc()).limit(message.limit + 1)
     rows = tx.connection.execute(query).all()
     page = rows[: message.limit]
     following = f"{page[-1].at}.{page[-1].key}" if len(rows) > len(page) else None
     return Mentions(mentions=_with_rooms(tx, page), next=following)
+
+
+def _mentioning(tx: Tx, name: str, wanted: ColumnElement[bool], limit: int) -> Select[tuple[int]]:
+    """Keys of messages that have a name among their mentions, in rooms of the caller."""
+    t = tables.mentions.c
+    there = and_(t.user_id == name, t.message > _BASE + _m.history_from, t.message <= _BASE + SEQ_MASK)
+    mine = and_(_m.user_id == tx.caller.user_id, _open(tx))
+    if tx.dialect == "sqlite":
+        return select(t.message).select_from(tables.members).join(tables.mentions, there).where(mine)
+    # PostgreSQL takes a range for a large part of a table, and would look at all messages. It needs to be told that
+    # it is a few per room: in a room, what has the larger key came later, so a page needs no more
+    few = (
+        select(t.message)
+        .join(tables.messages, _g.key == t.message)
+        .where(there, wanted)
+        .order_by(t.message.desc())
+        .limit(limit)
+        .correlate(tables.members)
+        .lateral()
+    )
+    return select(few.c.message).select_from(tables.members).join(few, true()).where(mine)
+
+
+_BASE: Final = _m.room_no * (1 << SEQ_BITS)
+"""Where the keys of a member's room begin."""
+_BITS: Final = literal(SEQ_BITS, Integer)
+_WITH_ROOM: Final = select(*MESSAGE_COLUMNS, tables.rooms.c.id.label("room_id")).join(
+    tables.rooms, tables.rooms.c.no == _g.room_no
+)
 
 
 def _before(cursor: str | None) -> ColumnElement[bool]:
