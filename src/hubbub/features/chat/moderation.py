@@ -9,13 +9,13 @@ from sqlalchemy import Select, insert, select, update
 
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables
-from hubbub.features.chat.access import Act, RoomRow, check, check_admin
-from hubbub.features.chat.asks import CloseReport, DeleteMessage, GetAudit, ListReports, ReportMessage
+from hubbub.features.chat.access import Act, MemberRow, RoomRow, check, check_admin
+from hubbub.features.chat.asks import CloseReport, GetAudit, ListReports, ReportMessage
 from hubbub.features.chat.membership import checked_text, doer
 from hubbub.features.chat.render import MESSAGE_COLUMNS, SYSTEM, message_of
 from hubbub.features.chat.tables import SEQ_MASK
 from hubbub.features.chat.tells import Audit, AuditInfo, ReportAck, ReportInfo, Reports
-from hubbub.features.chat.timeline import delete_message
+from hubbub.features.chat.timeline import blank
 from hubbub.features.chat.tx import Tx, reads, stamp, writes
 
 OPEN: Final = "open"
@@ -77,7 +77,7 @@ def close_report(tx: Tx, message: CloseReport) -> ReportAck:
     :raises ClientError: ``conflict``: somebody decided already.
     """
     note = checked_text(message.note, "note")
-    room = _room_of_report(tx, message.report)
+    room, member = _room_of_report(tx, message.report)
     # only now: what was read before the room's row was locked may have changed
     row = tx.connection.execute(select(tables.reports).where(_r.no == message.report)).one()
     if row.status != OPEN:
@@ -85,16 +85,13 @@ def close_report(tx: Tx, message: CloseReport) -> ReportAck:
     closed = {"status": message.status, "closed_at": tx.now, "closed_by": doer(tx), "note": note}
     tx.connection.execute(update(tables.reports).where(_r.no == message.report).values(closed))
     said = tx.connection.execute(select(tables.messages).where(tables.messages.c.key == row.message)).first()
-    deletes = message.delete and said is not None and said.deleted_at is None
-    tx.audit(
-        "close_report",
-        room,
-        user_id=said.author if said is not None else None,
-        message=row.message & SEQ_MASK,
-        data={"report": message.report, "status": message.status, **({"deleted": True} if deletes else {})},
-    )
-    if deletes:
-        delete_message(tx, DeleteMessage(room_id=room.id, id=row.message & SEQ_MASK))
+    about = {"user_id": said.author if said is not None else None, "message": row.message & SEQ_MASK}
+    tx.audit("close_report", room, **about, data={"report": message.report, "status": message.status})
+    if message.delete and said is not None and said.deleted_at is None:
+        # who may see the report may see its message, also one from before they came
+        check(room, member, tx.caller, Act.MODERATE, tx.now)
+        tx.audit("delete_message", room, **about, data={"report": message.report})
+        blank(tx, room, said)
     return ReportAck(message.report)
 
 
@@ -119,8 +116,8 @@ def _of_room(tx: Tx, query: Select[Any], column: Any, room_id: str | None) -> Se
     return query.where(column == room.no)
 
 
-def _room_of_report(tx: Tx, number: int) -> RoomRow:
-    """The room of a report, locked, for who may review it.
+def _room_of_report(tx: Tx, number: int) -> tuple[RoomRow, MemberRow | None]:
+    """The room of a report, locked, and the caller's membership, for who may review it.
 
     :raises ClientError: ``not_found``: there is none, or it is not the caller's to know of.
     """
@@ -129,7 +126,7 @@ def _room_of_report(tx: Tx, number: int) -> RoomRow:
         if room_no is not None:
             room, member = tx.look_by_number(room_no)
             check(room, member, tx.caller, Act.REVIEW, tx.now)
-            return room
+            return room, member
     except ClientError:
         pass  # the numbers of others' reports are nobody's business, nor are the names of their rooms
     raise ClientError(ErrorCode.NOT_FOUND, f"there is no report {number}")
