@@ -13,9 +13,23 @@ Times are unix milliseconds.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, SmallInteger, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    event,
+    text,
+)
 
 from hubbub.tables import metadata
 
@@ -57,6 +71,7 @@ rooms: Final = Table(
     Column("last_at", BigInteger, nullable=False),  # of the newest message, or of the room's making
     Column("archived_at", BigInteger),
     Index(None, "created_by"),
+    Index(None, "visibility", "id"),
 )
 
 members: Final = Table(
@@ -136,6 +151,38 @@ messages: Final = Table(
         postgresql_where=text("thread IS NOT NULL"),
     ),
 )
+
+SEARCHED: Final = 100_000
+"""Characters of a message that are searchable; PostgreSQL's index takes less than a megabyte of one row."""
+SEARCH_DDL: Final[Mapping[str, tuple[str, ...]]] = {
+    # No text is kept in the index (content=''): it stands in messages. Marks of vowels and tones are part of a word.
+    # `asked` and `done`: how often words had to be wiped from the index, and up to which time it was done.
+    "sqlite": (
+        "CREATE VIRTUAL TABLE message_search USING fts5(body, content='', columnsize=0, "
+        "tokenize=\"unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'\")",
+        "CREATE TABLE message_wiping (asked INTEGER NOT NULL, done INTEGER NOT NULL)",
+        "INSERT INTO message_wiping VALUES (0, 0)",
+    ),
+    # Of its own, PostgreSQL would find hosts, files, addresses and tags where FTS5 finds words: so without those signs.
+    # Accents on Latin letters go, as with FTS5; what has ASCII letters only, which is quickly seen, is spared that.
+    "postgresql": (
+        f"""ALTER TABLE messages ADD COLUMN tsv tsvector GENERATED ALWAYS AS (
+            CASE WHEN kind = 0 AND deleted_at IS NULL THEN to_tsvector('pg_catalog.simple', translate(
+                CASE WHEN octet_length(body) = char_length(body) THEN left(body, {SEARCHED})
+                ELSE normalize(regexp_replace(
+                    normalize(left(body, {SEARCHED}), NFD), U&'([A-Za-z])[\\0300-\\036F]+', '\\1', 'g'), NFC)
+                END, '-./@<&+~', '        ')) END) STORED""",
+        "CREATE INDEX ix_messages_tsv ON messages USING gin (tsv)",
+    ),
+}
+"""What makes messages searchable, by dialect: beside the tables here, of which none knows it."""
+
+
+@event.listens_for(messages, "after_create")
+def _make_searchable(_: Table, connection: Connection, **options: Any) -> None:
+    for statement in SEARCH_DDL.get(connection.dialect.name, ()):
+        connection.exec_driver_sql(statement)
+
 
 events: Final = Table(
     "events",
@@ -271,6 +318,8 @@ last_seen: Final = Table(
 )
 
 __all__ = [
+    "SEARCHED",
+    "SEARCH_DDL",
     "SEQ_BITS",
     "SEQ_MASK",
     "attachments",

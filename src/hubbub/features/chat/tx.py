@@ -115,22 +115,28 @@ class Tx:
 
         :raises ClientError: ``not_found``.
         """
-        query = _WITH_MEMBER.where(tables.rooms.c.id == room_id)
-        row = self.connection.execute(self._locking(query), {"member": self.caller.user_id}).first()
-        if row is None:
+        if "\x00" in room_id:
             raise no_such_room(room_id)
-        return room_of(row), member_of(row[len(ROOM_COLUMNS) :])
+        return self._found(_WITH_MEMBER.where(tables.rooms.c.id == room_id), room_id)
 
     def look_by_number(self, room_no: int) -> tuple[RoomRow, MemberRow | None]:
         """The same by the room's number.
 
         :raises ClientError: ``not_found``.
         """
-        query = _WITH_MEMBER.where(tables.rooms.c.no == room_no)
-        row = self.connection.execute(self._locking(query), {"member": self.caller.user_id}).first()
+        return self._found(_WITH_MEMBER.where(tables.rooms.c.no == room_no), str(room_no))
+
+    def _found(self, query: Select[Any], name: str) -> tuple[RoomRow, MemberRow | None]:
+        if self._writes:
+            query = query.with_for_update(of=tables.rooms)
+        row = self.connection.execute(query, {"member": self.caller.user_id}).first()
         if row is None:
-            raise no_such_room(str(room_no))
-        return room_of(row), member_of(row[len(ROOM_COLUMNS) :])
+            raise no_such_room(name)
+        room = room_of(row)
+        if self._writes and self.dialect == "postgresql":
+            # what was joined is older than the lock that we may have waited for
+            return room, self.member(room, self.caller.user_id)
+        return room, member_of(row[len(ROOM_COLUMNS) :])
 
     def member(self, room: RoomRow, user_id: str) -> MemberRow | None:
         """Somebody's membership."""
@@ -162,9 +168,6 @@ class Tx:
         for name, value in values.items():
             setattr(room, name, value)
         self.outcome.changed.append(Changed(room))
-
-    def _locking(self, query: Select[Any]) -> Select[Any]:
-        return query.with_for_update(of=tables.rooms) if self._writes else query
 
     # -- what happens in a room
 
