@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from msgspec import UNSET
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from hubbub.errors import ClientError, ErrorCode
-from hubbub.features.chat import tables, timeline
+from hubbub.features.chat import search, tables, timeline
 from hubbub.features.chat.asks import (
     DeleteMessage,
     EditMessage,
@@ -19,6 +19,7 @@ from hubbub.features.chat.asks import (
     ListPins,
     PinMessage,
     React,
+    Search,
     UnpinMessage,
     Unreact,
 )
@@ -212,6 +213,27 @@ async def test_a_message_with_a_file_needs_no_text_and_keeps_the_file(den: World
     assert message.message == ""
     assert message.files == [FileInfo("f1", "a.txt", "text/plain", 1, "/api/files/f1")]
     assert await refused(den, "bob", edit(seq, "\x00")) == "invalid_message"
+
+
+def index(connection: Connection) -> None:
+    """Make what was said in the den searchable; PostgreSQL does so by itself."""
+    if connection.dialect.name == "sqlite":
+        search.index(connection, [1])
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+async def test_search_finds_what_a_message_says_now(den: World, indexed: bool) -> None:
+    one, two = await say(den, 1, "bob", "apple"), await say(den, 1, "bob", "apple")
+    if indexed:
+        await den.store.write(index)
+    await den.does("bob", edit(one, "banana"))
+    await den.does("bob", remove(two))
+    await den.store.write(index)
+    found = {
+        word: [hit.message.id for hit in (await den.asks("cy", Search(query=word))).hits]
+        for word in ("apple", "banana")
+    }
+    assert found == {"apple": [], "banana": [one]}
 
 
 # -- mentions in edits

@@ -24,6 +24,7 @@ from hubbub.features.chat.asks import (
 )
 from hubbub.features.chat.mentioning import EVERYONE, mentions_of
 from hubbub.features.chat.render import SYSTEM, Extra, extra_of, message_of, messages_of
+from hubbub.features.chat.search import reindex
 from hubbub.features.chat.tables import SEQ_MASK, key_of
 from hubbub.features.chat.tells import Done, EditAck, PinData, Pins, ReactionData, VersionInfo, Versions
 from hubbub.features.chat.texts import check_text
@@ -130,9 +131,9 @@ def edit_message(tx: Tx, message: EditMessage) -> EditAck:
     names = mentions_of(message.message, tx.settings.max_mentions)
     mentioned = mentioned_members(tx, room, member, names, seq=message.id) if names else []
     _keep_version(tx, row)
+    reindex(tx, room, row, message.message)
     _rewrite(tx, row, message.message, Extra(mentioned, extra.files))
     _mention_anew(tx, room, row, extra.mentions, mentioned, message.message)
-    _find_again(tx, room, row, message.message)
     edited = message_of(tx.message(room, message.id))
     offset = tx.event(room, "message_updated", edited, target=message.id)
     return EditAck(room_id=room.id, id=message.id, version=edited.version, offset=offset)
@@ -158,14 +159,6 @@ def _rewrite(tx: Tx, row: Row[Any], text: str, extra: Extra) -> None:
         .where(tables.messages.c.key == row.key)
         .values(body=text, version=row.version + 1, edited_at=tx.now, extra=kept)
     )
-
-
-def _find_again(tx: Tx, room: RoomRow, row: Row[Any], text: str) -> None:
-    """What search finds follows the text, where the message is searchable already."""
-    if room.indexed_seq >= row.key & SEQ_MASK:
-        from hubbub.features.chat.search import reindex
-
-        reindex(tx, room, row, text)
 
 
 @reads(GetVersions, "GET /api/rooms/{room_id}/messages/{id}/versions")
@@ -221,12 +214,12 @@ def blank(tx: Tx, room: RoomRow, row: Row[Any]) -> int:
     for table in (tables.versions, tables.reactions, tables.mentions, tables.attachments):
         tx.connection.execute(delete(table).where(table.c.message == row.key))
     _take_down(tx, room, row.key)
+    reindex(tx, room, row, "")
     tx.connection.execute(
         update(tables.messages)
         .where(tables.messages.c.key == row.key)
         .values(body="", extra=None, deleted_at=tx.now, deleted_by=tx.caller.user_id or None)
     )
-    _find_again(tx, room, row, "")
     return tx.event(room, "message_deleted", message_of(tx.message(room, seq)), target=seq)
 
 
