@@ -125,7 +125,7 @@ def _write_own_server_messages(draft: Draft) -> None:
             payload["properties"]["ref"] = REF_OUT
         example = _sample(draft, struct, payload)
         tail = KEYS.get(struct, name)
-        title = name if tail == name else f"{name} to {tail.removeprefix(name + '.')}"
+        title = name if tail == name else f"{name}: {tail.removeprefix(name + '.')}"
         key = draft.message(f"server.{tail}", name, payload, text=summary, tag="hubbub", title=title, example=example)
         if unasked:
             draft.operation(f"send.{name}", "send", [key], title=name, text=summary)

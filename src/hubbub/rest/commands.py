@@ -74,10 +74,22 @@ class _Offer(NamedTuple):
 
     @classmethod
     def of(cls, command: Command[Any, Any], run: Callable[[Caller, Any], Awaitable[Any]]) -> "_Offer":
-        reply = get_type_hints(command.work)["return"]
         tag = TAGS.get(command.work.__module__.rpartition(".")[2], "messages")
-        text = TEXTS.get(command.message) or schemas.docstring(command.work)
-        return cls(command.message, command.http or "", reply, run, text, tag)
+        text = TEXTS.get(command.message) or summary_of(command)
+        return cls(command.message, command.http or "", reply_of(command), run, text, tag)
+
+
+def summary_of(command: Command[Any, Any]) -> str:
+    """What a command is for, in a sentence: the first one of its docstring."""
+    line = " ".join(schemas.docstring(command.work).partition("\n\n")[0].split())
+    end = re.search(r"\.(?= [A-Z`])|\.$", line)
+    return (line[: end.end()] if end is not None else line).replace("``", "`")
+
+
+def reply_of(command: Command[Any, Any]) -> type[Reply]:
+    """What a command answers, as it is annotated."""
+    reply: type[Reply] = get_type_hints(command.work)["return"]
+    return reply
 
 
 def _add(router: APIRouter, callers: Callers, offer: _Offer) -> None:
@@ -94,7 +106,7 @@ def _add(router: APIRouter, callers: Callers, offer: _Offer) -> None:
         methods=[reader.method],
         name=str(offer.struct.__struct_config__.tag),
         tags=[offer.tag],
-        summary=first_sentence(offer.text),
+        summary=offer.text.removesuffix("."),
         description=schemas.docstring(offer.struct),
         status_code=status,
         response_model=_shown(offer.reply),
@@ -139,11 +151,4 @@ def _next(request: Request, after: str) -> str:
     return "?" + urlencode([*kept, ("after", after)])
 
 
-def first_sentence(text: str) -> str:
-    """What a docstring begins with, in one line."""
-    line = " ".join(text.partition("\n\n")[0].split())
-    end = re.search(r"\.(?= [A-Z`])|\.$", line)
-    return line[: end.start()] if end is not None else line
-
-
-__all__ = ["add_commands"]
+__all__ = ["ERRORS", "add_commands", "reply_of", "summary_of"]
