@@ -28,7 +28,7 @@ from hubbub.auth import Grants, issue_token
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
-from hubbub.engines import engine_for
+from hubbub.engines import Engine, engine_for
 from hubbub.errors import HTTP_STATUS, BrokerUnavailable, ClientError, CloseCode, ConfigurationError, ErrorCode
 from hubbub.features.chat import asks
 from hubbub.features.chat.access import Caller
@@ -216,8 +216,8 @@ class Hubbub(Declares, Owner):
             **{f"violation_{code}": count for code, count in counters.violations.items()},
         }
 
-    async def _prepare_store(self) -> None:
-        await schema.prepare(self.store.engine, metadata, migrate=True)
+    async def _prepare_store(self, engine: Engine) -> None:
+        await schema.prepare(engine, metadata, migrate=True)
 
     async def _notify(self, user_ids: Iterable[str], title: str, message: str, *, metadata: dict[str, Any]) -> None:
         await self.notifications.send(user_ids, title, message, "info", metadata)

@@ -13,17 +13,18 @@ from sqlalchemy import Connection
 
 from hubbub.auth import Grants
 from hubbub.commands import who_is_here
+from hubbub.engines import Engine
 from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode, StoreUnavailable
 from hubbub.features.chat import asks, members, membership, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
 from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_room
+from hubbub.features.chat.entering import Entering
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
 from hubbub.features.chat.reading import note_last_seen
-from hubbub.features.chat.render import my_room, people_of, room_info
 from hubbub.features.chat.search import Indexer
 from hubbub.features.chat.sending import Send, Sending, Sent, said_data
 from hubbub.features.chat.texts import check_text
-from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Tx, message_head, stamp
+from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Told, Tx, message_head, stamp
 from hubbub.hub import EPHEMERAL, PERSONAL, ChannelRule, Hub
 from hubbub.messages import JSON, ClientMessage, Gap, Position, Reply, ServerMessage
 from hubbub.ports import Past
@@ -63,14 +64,15 @@ class _Pending(Send, gc=False):
 class Chat:
     """Rooms and their messages.
 
+    :param prepare: sees to it that the database has the tables.
     :param notify: tells people that they were mentioned.
     """
 
-    def __init__(self, hub: Hub, store: Store, prepare: Callable[[], Awaitable[None]], notify: Notify) -> None:
+    def __init__(self, hub: Hub, store: Store, prepare: Callable[[Engine], Awaitable[None]], notify: Notify) -> None:
         self.hub = hub
         self.store = store
         self.live = Live(hub)
-        self.indexer = Indexer(store)
+        self.indexer = Indexer(store, hub.spawn)
         self.declared: dict[str, asks.CreateRoom] = {
             room_id: asks.CreateRoom(room_id=room_id) for room_id in hub.settings.default_rooms
         }
@@ -78,7 +80,8 @@ class Chat:
         self._notify = notify
         self._past = RoomPast(self)
         self._sends = store.bulk(Sending(hub.settings, hub.clock.time), self._sent)
-        self._entering: dict[tuple[str, str], list[_Entering]] = {}
+        self._entrance = Entering(store, hub.settings, hub.clock.time, self._tell)
+        self._entering: dict[tuple[str, str], list[_OnTheWay]] = {}
         self._seen: dict[str, int] = {}
         self._seen_due = 0.0
         self.options = self._options()
@@ -108,9 +111,8 @@ class Chat:
     # -- the beginning and the end
 
     async def _start(self) -> None:
-        await self.store.start()
+        await self.store.start(self._prepare)
         try:
-            await self._prepare()
             await self.store.write(self._declare)
             await self.indexer.start()
         except BaseException:
@@ -181,7 +183,7 @@ class Chat:
             room = self.live.rooms.get(changed.room.id)
             if room is not None:
                 room.row = changed.room
-        self._relay((told.room_id, told.publication) for told in outcome.told)
+        self._relay(outcome.told)
         for room_id, passing in outcome.passing:
             self.live.publish(room_id, Publication(JSON.encode(passing)))
         for user_id, message in outcome.personal:
@@ -191,18 +193,17 @@ class Chat:
         for mentioned in outcome.mentioned:
             self.hub.spawn(self._mention(mentioned))
 
-    def _relay(self, told: Iterable[tuple[str, Publication]]) -> None:
+    def _relay(self, everything: Iterable[Told]) -> None:
         """Hand publications to the rooms' channels: those of one room together."""
         by_room: dict[str, list[Publication]] = {}
-        for room_id, publication in told:
-            by_room.setdefault(room_id, []).append(publication)
+        for told in everything:
+            by_room.setdefault(told.room_id, []).append(told.publication)
+            if told.publication.offset:
+                self.indexer.mark(told.room_no)
         for room_id, publications in by_room.items():
             room = self.live.rooms.get(room_id)
-            last = publications[-1].offset
-            if room is not None and last:
-                room.seq = max(room.seq, last)
-            if last:
-                self.indexer.mark(room_id)
+            if room is not None:
+                room.seq = max(room.seq, publications[-1].offset)
             self.hub.spawn(self._relay_room(PREFIX + room_id, publications))
 
     async def _relay_room(self, channel: str, publications: Sequence[Publication]) -> None:
@@ -248,11 +249,11 @@ class Chat:
         :param quiet: without telling it anything.
         :raises ClientError: it may not enter.
         """
-        entering = _Entering()
+        entering = _OnTheWay()
         key = (room_id, session.user_id)
         self._entering.setdefault(key, []).append(entering)
         try:
-            entry = await self._enter(caller_of(session), room_id)
+            entry = await self._entrance.enter(caller_of(session), room_id)
             room = self.live.know(entry.row)
             since = message.since if message is not None else None
             if entry.floor:
@@ -274,28 +275,6 @@ class Chat:
         if not quiet:
             self._welcome(session, room, entry.info, recovery, message)
         return room
-
-    async def _enter(self, caller: Caller, room_id: str) -> _Entry:
-        entry = await self.store.read(partial(self._look, caller, room_id))
-        if entry is not None:
-            return entry
-        return (await self.store.write(partial(self._become_member, caller, room_id), self._tell)).entry
-
-    def _look(self, caller: Caller, room_id: str, connection: Connection) -> _Entry | None:
-        """The room, for who may enter it as they are; None: they have to become a member first."""
-        tx = self._tx(connection, caller, writes=False)
-        row, member = tx.look(room_id)
-        if member is None and not caller.admin:
-            if row.stored:
-                return None
-            membership.check_join(tx, row, member)
-        return _Entry.of(tx, row, member)
-
-    def _become_member(self, caller: Caller, room_id: str, connection: Connection) -> _Entered:
-        tx = self._tx(connection, caller, writes=True)
-        row, member = tx.look(room_id)
-        member = membership.become_member(tx, row, member)
-        return _Entered(tx, _Entry.of(tx, row, member))
 
     def _welcome(
         self, session: Session, room: Room, info: tells.RoomInfo, recovery: Recovery, message: asks.JoinRoom | None
@@ -422,7 +401,7 @@ class Chat:
 
     def _sent(self, items: Sequence[Send], results: Sequence[Sent | ClientError]) -> None:
         """A turn's messages are committed, or were refused: the rooms hear them, and then their authors."""
-        publications: list[tuple[str, Publication]] = []
+        told: list[Told] = []
         rooms_here = self.live.rooms
         for item, sent in zip(items, results, strict=True):
             if isinstance(sent, Sent) and not sent.again:
@@ -432,8 +411,8 @@ class Chat:
                     room.typing.pop(item.caller.user_id, None)  # clients take the message itself for its end
                 head = room.head if room is not None else message_head(item.room_id)
                 publication = Publication(head, tail, None, item.caller.user_id, None, 0.0, sent.seq)
-                publications.append((item.room_id, publication))
-        self._relay(publications)
+                told.append(Told(item.room_id, publication, item.room_no))
+        self._relay(told)
         for item, sent in zip(items, results, strict=True):
             assert isinstance(item, _Pending)
             self._answer(item, sent)
@@ -518,7 +497,7 @@ class Chat:
     def sweep(self, monotonic: float) -> None:
         """Fade typing, index what was said, note who was seen."""
         self.live.sweep(monotonic)
-        self.hub.spawn(self.indexer.sweep(self.store.waiting))
+        self.indexer.sweep(monotonic)
         if monotonic >= self._seen_due:
             self._seen_due = monotonic + SEEN_EVERY
             if self._seen or self.hub.users:
@@ -576,43 +555,13 @@ class _LiveData(Struct, omit_defaults=True, gc=False):
     client_id: str | None = None
 
 
-class _Entering:
+class _OnTheWay:
     """Somebody who is about to be in a room: may be removed meanwhile."""
 
     __slots__ = ("removed",)
 
     def __init__(self) -> None:
         self.removed: str | None = None
-
-
-class _Entry(Struct):
-    """A room as somebody enters it.
-
-    :ivar floor: the number after which they may see what happened.
-    """
-
-    row: RoomRow
-    info: tells.RoomInfo
-    floor: int
-
-    @classmethod
-    def of(cls, tx: Tx, row: RoomRow, member: Any) -> _Entry:
-        people = people_of(tx, [row]).get(row.no, UNSET)
-        info = room_info(row, my_room(row, member), people=people)
-        return cls(row, info, member.history_from if member is not None else 0)
-
-
-class _Entered(Outcome[Any]):
-    """What becoming a member leads to, and the room then."""
-
-    __slots__ = ("entry",)
-
-    def __init__(self, tx: Tx, entry: _Entry) -> None:
-        outcome = tx.outcome
-        self.reply = None
-        self.told, self.personal, self.passing = outcome.told, outcome.personal, outcome.passing
-        self.removed, self.changed, self.mentioned = outcome.removed, outcome.changed, outcome.mentioned
-        self.entry = entry
 
 
 def caller_of(session: Session) -> Caller:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables
-from hubbub.features.chat.access import Act, MemberRow, RoomRow, check
+from hubbub.features.chat.access import Act, Caller, MemberRow, RoomRow, check
 from hubbub.features.chat.asks import Change, Join, LeaveRoom, Role
 from hubbub.features.chat.render import my_room, room_info
 from hubbub.features.chat.tells import Done, MemberData, RoomAdded, RoomInfo, RoomLeft, RoomRemoved, RoomReply
@@ -153,17 +153,20 @@ def expel(tx: Tx, room: RoomRow, user_id: str, reason: str) -> None:
     tx.personally(user_id, RoomRemoved(room.id, reason))
 
 
-def refuse_banned(tx: Tx, room: RoomRow) -> None:
-    """:raises ClientError: ``forbidden``: the caller is banned; with ``retry_after`` if the ban ends."""
+def _ban(tx: Tx, room: RoomRow) -> tuple[int | None] | None:
+    """Until when the caller is banned, if they are."""
     t = tables.bans.c
     mine = (t.room_no == room.no) & (t.user_id == tx.caller.user_id)
     row: Any = tx.connection.execute(select(t.until).where(mine)).first()
-    if row is None or tx.caller.admin:
-        return
-    if row.until is None:
+    return None if row is None else (row.until,)
+
+
+def _refuse_banned(until: int | None, now: int) -> None:
+    """:raises ClientError: ``forbidden``, unless the ban is over; with ``retry_after`` if it ends."""
+    if until is None:
         raise ClientError(ErrorCode.FORBIDDEN, "you are banned from this room")
-    if row.until > tx.now:
-        left = round((row.until - tx.now) / 1000, 3)
+    if until > now:
+        left = round((until - now) / 1000, 3)
         raise ClientError(ErrorCode.FORBIDDEN, "you are banned from this room for some time", retry_after=left)
 
 
@@ -192,19 +195,53 @@ def approach(tx: Tx, room_id: str, act: Act) -> tuple[RoomRow, MemberRow | None,
     return room, member, invited_by
 
 
+class Standing:
+    """How somebody stands to a room.
+
+    :ivar invited_by: who invited them.
+    :ivar ban: (until,) of a ban, unix milliseconds or None for ever; None: there is none.
+    """
+
+    __slots__ = ("ban", "invited_by", "member", "room")
+
+    def __init__(
+        self,
+        room: RoomRow,
+        member: MemberRow | None,
+        invited_by: str | None = None,
+        ban: tuple[int | None] | None = None,
+    ) -> None:
+        self.room = room
+        self.member = member
+        self.invited_by = invited_by
+        self.ban = ban
+
+
 def check_join(tx: Tx, room: RoomRow, member: MemberRow | None) -> None:
     """Refuse somebody who may not become a member of a room; or of a `live` one, which has none: may not enter it.
 
     :raises ClientError: they are banned, the room is full, or it is private and nobody invited them.
     """
-    invited = member is None and invitation(tx, room, tx.caller.user_id) is not None
-    check(room, member, tx.caller, Act.JOIN, tx.now, invited=invited)
+    standing = Standing(room, member)
+    if member is None:
+        standing.invited_by = invitation(tx, room, tx.caller.user_id)
+        standing.ban = _ban(tx, room)
+    judge_join(standing, tx.caller, tx.now, tx.settings.max_members)
+
+
+def judge_join(standing: Standing, caller: Caller, now: int, max_members: int) -> None:
+    """The same where all is known already.
+
+    :raises ClientError: as :func:`check_join` does.
+    """
+    room, member = standing.room, standing.member
+    check(room, member, caller, Act.JOIN, now, invited=standing.invited_by is not None)
     if member is not None:
         return
-    refuse_banned(tx, room)
-    limit = tx.settings.max_members
-    if limit and room.member_count >= limit:
-        raise ClientError(ErrorCode.TOO_MANY, f"the room is full: it may have {limit} members")
+    if standing.ban is not None and not caller.admin:
+        _refuse_banned(standing.ban[0], now)
+    if max_members and room.member_count >= max_members:
+        raise ClientError(ErrorCode.TOO_MANY, f"the room is full: it may have {max_members} members")
 
 
 def become_member(tx: Tx, room: RoomRow, member: MemberRow | None) -> MemberRow:

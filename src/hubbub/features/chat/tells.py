@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from hubbub.features.chat.asks import Change, Kind, Notify, Role, Sharing, Visibility
 from hubbub.messages import Position, Reply, ServerMessage
 
+
 def shown(value: str) -> Any:
     """A default that is sent like any other value. (Other fields are left out at their defaults.)"""
     return field(default_factory=lambda: value)

@@ -35,6 +35,7 @@ class Told(NamedTuple):
 
     room_id: str
     publication: Publication
+    room_no: int
 
 
 class Removed(NamedTuple):
@@ -190,7 +191,7 @@ class Tx:
         :param kept: what is kept in place of ``data``: no message's text may be kept here, since it can be erased.
         """
         if not room.stored:
-            self.passing(room.id, kind, data)
+            self.passing(room, kind, data)
             return 0
         seq = self.take(room)
         self.connection.execute(
@@ -204,7 +205,7 @@ class Tx:
                 "data": "{}" if target is not None and kept is None and kind in TEXT_EVENTS else _json(kept or data),
             },
         )
-        self.outcome.told.append(Told(room.id, publication_of(room.id, kind, JSON.encode(data), seq)))
+        self.outcome.told.append(Told(room.id, publication_of(room.id, kind, JSON.encode(data), seq), room.no))
         return seq
 
     def say(self, room: RoomRow, what: Mapping[str, Any]) -> int:
@@ -235,17 +236,17 @@ class Tx:
                 "system": what,
             }
         )
-        self.outcome.told.append(Told(room.id, message_publication(room.id, data, seq)))
+        self.outcome.told.append(Told(room.id, message_publication(room.id, data, seq), room.no))
         return seq
 
-    def passing(self, room_id: str, kind: str, data: Struct) -> None:
+    def passing(self, room: RoomRow, kind: str, data: Struct) -> None:
         """Tell everybody in a room of something that is not kept."""
         text = b'{"type":%b,"room_id":%b,"offset":0,"data":%b}' % (
             JSON.encode(kind),
-            JSON.encode(room_id),
+            JSON.encode(room.id),
             JSON.encode(data),
         )
-        self.outcome.told.append(Told(room_id, Publication(text)))
+        self.outcome.told.append(Told(room.id, Publication(text), room.no))
 
     def pass_by(self, room_id: str, message: ServerMessage) -> None:
         """Send everybody in a room a message without an offset."""
