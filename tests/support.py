@@ -145,7 +145,7 @@ class Client:
         asked = request is not None and "format=msgpack" in request.path
         self.packs = asked or connection.subprotocol == "hubbub.msgpack"
 
-    async def send(self, kind: str, **fields: Any) -> None:
+    async def send(self, kind: str, /, **fields: Any) -> None:
         message = {"type": kind, **fields}
         await self.connection.send(msgspec.msgpack.encode(message) if self.packs else json.dumps(message))
 
@@ -163,7 +163,7 @@ class Client:
         self.seen.append(message)
         return cast("dict[str, Any]", message)
 
-    async def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
+    async def expect(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """The next message of this type (with these fields); others before it are passed over."""
         passed: list[dict[str, Any]] = []
         while True:
@@ -175,7 +175,7 @@ class Client:
                 return message
             passed.append(message)
 
-    async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+    async def ask(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Send a message and wait for what carries its ``ref`` back; others before it are passed over."""
         self._asked += 1
         ref = f"ask-{self._asked}"
@@ -185,7 +185,7 @@ class Client:
             if message.get("ref") == ref:
                 return message
 
-    async def refused(self, kind: str, **fields: Any) -> str:
+    async def refused(self, kind: str, /, **fields: Any) -> str:
         """Send a message that is refused; returns the error's code."""
         answer = await self.ask(kind, **fields)
         assert answer["type"] == "error", answer

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hubbub.features.chat.tx import COMMANDS
 from tests.support import BOTH_LANES, Client, serve
 
 pytestmark = BOTH_LANES
@@ -233,11 +234,9 @@ FIELDS: dict[str, dict[str, tuple[bool, Any, list[Any]]]] = {
         "limit": (False, 50, [0, 201, None, "1"]),
     },
     "presence": {"channel": (True, "news", [1, None])},
-    "create_room": {"room_id": (True, "r", [1, None, "x" * 65]), "name": (False, None, [1, "", "x" * 101])},
     "join_room": {"room_id": (True, "r", [1, None]), "since": (False, None, [1, {"offset": 1}])},
-    "leave_room": {"room_id": (True, "r", [1, None])},
     "chat_message": {
-        "message": (True, "m", [1, None, "", []]),
+        "message": (True, "m", [1, None, []]),
         "room_id": (False, None, [1, "x" * 65]),
         "client_id": (False, None, [1, "", "x" * 129]),
     },
@@ -249,8 +248,47 @@ FIELDS: dict[str, dict[str, tuple[bool, Any, list[Any]]]] = {
     },
     "ping": {},
     "heartbeat": {},
-    "list_rooms": {},
 }
+
+
+def good_and_wrong(kind: msgspec.inspect.Type) -> tuple[Any, list[Any]]:
+    """A good value of a field's type, and some that are not."""
+    match kind:
+        case msgspec.inspect.UnionType(types):
+            return good_and_wrong(next(each for each in types if not isinstance(each, msgspec.inspect.NoneType)))
+        case msgspec.inspect.StrType(max_length=longest, min_length=shortest):
+            wrong: list[Any] = [1, [], *(["x" * (longest + 1)] if longest else []), *([""] if shortest else [])]
+            return "x", wrong
+        case msgspec.inspect.IntType(ge=least, le=most):
+            return least or 1, [
+                "1",
+                1.5,
+                [],
+                *([least - 1] if least is not None else []),
+                *([most + 1] if most else []),
+            ]
+        case msgspec.inspect.BoolType():
+            return False, [1, "true"]
+        case msgspec.inspect.LiteralType(values):
+            return values[0], ["no such", 1]
+        case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType():
+            return ["x"], ["x", 1, [1]]
+        case msgspec.inspect.StructType():
+            return {"epoch": "e", "offset": 1}, [1, [], {}, {"epoch": "e", "offset": -1}]
+    raise AssertionError(f"no values for {kind}")
+
+
+def fields_of(message: type[msgspec.Struct]) -> dict[str, tuple[bool, Any, list[Any]]]:
+    described = msgspec.inspect.type_info(message)
+    assert isinstance(described, msgspec.inspect.StructType)
+    return {
+        field.encode_name: (field.required, *good_and_wrong(field.type))
+        for field in described.fields
+        if field.name != "ref"
+    }
+
+
+FIELDS |= {str(each.__struct_config__.tag): fields_of(each) for each in COMMANDS}
 
 
 @pytest.mark.parametrize("packed", [False, True])

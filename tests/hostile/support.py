@@ -240,7 +240,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
     return head + bytes(4) + payload
 
 
-def said(kind: str, **fields: Any) -> bytes:
+def said(kind: str, /, **fields: Any) -> bytes:
     """A message as a JSON text frame."""
     return frame(TEXT, json.dumps({"type": kind, **fields}).encode())
 
@@ -316,7 +316,7 @@ class Peer:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
-    def say(self, kind: str, **fields: Any) -> None:
+    def say(self, kind: str, /, **fields: Any) -> None:
         self.send(said(kind, **fields))
 
     def take(self) -> tuple[int, bytes] | None:
@@ -354,7 +354,7 @@ class Peer:
             if found[0] == TEXT:
                 return cast("dict[str, Any]", json.loads(found[1]))
 
-    def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def expect(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """The next message of a type (with some fields); others are passed over."""
         passed = []
         while True:
@@ -364,7 +364,7 @@ class Peer:
             passed.append(message)
             assert len(passed) < 100_000, f"no {kind!r}, but {passed[:20]}"
 
-    def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Send a message and return what carries its ref back."""
         ref = os.urandom(6).hex()
         self.say(kind, ref=ref, **fields)

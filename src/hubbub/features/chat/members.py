@@ -35,6 +35,7 @@ from hubbub.features.chat.membership import (
     say_change,
     seen_by,
 )
+from hubbub.features.chat.reading import unread_mentions
 from hubbub.features.chat.tells import BanInfo, Bans, Done, MemberInfo, Members, RoomAdded
 from hubbub.features.chat.tx import Tx, reads, stamp, writes
 
@@ -73,7 +74,9 @@ def set_notify(tx: Tx, message: SetNotify) -> Done:
     room, member = tx.enter(message.room_id, Act.READ)
     if member is None:
         raise ClientError(ErrorCode.NOT_JOINED, "only a member of the room has a choice of what notifies")
-    _change_member(tx, room, member, notify=message.notify)
+    after = member._replace(notify=message.notify)
+    mentions = unread_mentions(tx, room, after, member.read_seq)  # none are counted while nothing notifies
+    _change_member(tx, room, member, notify=message.notify, mention_count=mentions)
     return done(room)
 
 

@@ -20,13 +20,10 @@ from hubbub.features.chat.mentioning import EVERYONE
 from hubbub.features.chat.render import SYSTEM, Extra
 from hubbub.features.chat.tables import SEQ_MASK, key_of
 from hubbub.features.chat.tells import FileInfo
-from hubbub.features.chat.timeline import mentioned_members
+from hubbub.features.chat.timeline import NOTIFIED, mentioned_members
 from hubbub.features.chat.tx import MEMBER_COLUMNS, ROOM_COLUMNS, Mentioned, Tx, room_of
 from hubbub.messages import JSON
 from hubbub.settings import Settings
-
-NOTIFIED: Final = 1000
-"""Members who are notified of one `@room`; in a larger room the others see it counted."""
 
 
 class Send(Struct, gc=False):
@@ -259,7 +256,8 @@ class _Writing:
         some = (m.room_no == room.no) & (m.user_id != author) & (m.notify != "none")
         if EVERYONE not in mentioned:
             some &= m.user_id.in_(mentioned)
-        self.connection.execute(update(tables.members).where(some).values(mention_count=m.mention_count + 1))
+        unread = some & (m.read_seq < sent.seq)  # who says something later in the same turn has read it
+        self.connection.execute(update(tables.members).where(unread).values(mention_count=m.mention_count + 1))
         notified = self.connection.scalars(select(m.user_id).where(some).order_by(m.user_id).limit(NOTIFIED))
         return Mentioned(room.id, room.name, sent.seq, author, item.text, tuple(notified))
 

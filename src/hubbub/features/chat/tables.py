@@ -232,9 +232,7 @@ mentions: Final = Table(
 pins: Final = Table(
     "pins",
     metadata,
-    Column(
-        "message", BigInteger, ForeignKey("messages.key", ondelete="CASCADE"), primary_key=True, autoincrement=False
-    ),
+    Column("message", Key, ForeignKey("messages.key", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("pinned_by", String(128), nullable=False),
     Column("at", BigInteger, nullable=False),
 )
@@ -242,7 +240,7 @@ pins: Final = Table(
 threads: Final = Table(
     "threads",
     metadata,
-    Column("root", BigInteger, ForeignKey("messages.key", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("root", Key, ForeignKey("messages.key", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("reply_count", Integer, nullable=False, server_default="0"),
     Column("last_seq", BigInteger, nullable=False),
     Column("last_at", BigInteger, nullable=False),
