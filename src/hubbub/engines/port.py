@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
+WROTE: Final = "work that was to read only has tried to write"
 
 
 class Unknown(Exception):
@@ -54,7 +55,10 @@ class Engine(Protocol):
         ...
 
     async def read(self, work: Work[T]) -> T:
-        """Run work that only reads, all of it on one state of the database. It ends, whatever the database does."""
+        """Run work that only reads, all of it on one state of the database. It ends, whatever the database does.
+
+        :raises RuntimeError: it tried to write.
+        """
         ...
 
     async def alter(self, work: Work[T]) -> T:

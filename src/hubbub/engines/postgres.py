@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Column, Connection, String, Table, text
 from sqlalchemy.exc import DBAPIError
 
-from hubbub.engines.port import Unknown, Work
+from hubbub.engines.port import WROTE, Unknown, Work
 from hubbub.errors import ConfigurationError
 from hubbub.tables import metadata
 
@@ -27,9 +27,10 @@ KEPT_MARKS: Final = 7 * 86_400
 """Seconds after which the mark of a writer that is gone is removed."""
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
+READ_ONLY: Final = "25006"
 TRANSIENT: Final = frozenset(
     {
-        "25006",  # a standby: what was the primary is one now
+        READ_ONLY,  # a standby: what was the primary is one now
         "25P03",  # it took us for dead
         "40001",
         "40P01",
@@ -204,9 +205,14 @@ class PostgresEngine:
             return mark == token
 
     async def read(self, work: Work[T]) -> T:
-        async with self._lent(self._reader, self._timeout) as connection, connection.begin():
-            result: T = await connection.run_sync(work)
-            return result
+        try:
+            async with self._lent(self._reader, self._timeout) as connection, connection.begin():
+                result: T = await connection.run_sync(work)
+                return result
+        except DBAPIError as error:
+            if _state(error) == READ_ONLY:
+                raise RuntimeError(WROTE) from error
+            raise
 
     async def alter(self, work: Work[T]) -> T:
         async with self._writer.begin() as connection:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from hubbub.engines.port import Work
+from hubbub.engines.port import WROTE, Work
 from hubbub.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ OF_A_STATEMENT: Final = frozenset({1, 18, 19, 20, 25})
 """ERROR, TOOBIG, CONSTRAINT, MISMATCH, RANGE. All others are about the database."""
 LOCKS: Final = frozenset({5, 6, 15})
 """BUSY, LOCKED, PROTOCOL."""
+READONLY: Final = 8
 
 
 class SqliteEngine:
@@ -185,7 +187,14 @@ class SqliteEngine:
         raise AssertionError("SQLite always knows")
 
     async def read(self, work: Work[T]) -> T:
-        return await self._run(self._reading, self._reader, work)
+        if self.path is None:  # the same connection writes
+            work = partial(_only_read, work)
+        try:
+            return await self._run(self._reading, self._reader, work)
+        except DBAPIError as error:
+            if _code(error) == READONLY:
+                raise RuntimeError(WROTE) from error
+            raise
 
     async def alter(self, work: Work[T]) -> T:
         return await self.write(work)
@@ -221,6 +230,14 @@ class SqliteEngine:
 def _transact(engine: sqlalchemy.Engine, work: Work[T]) -> T:
     with engine.begin() as connection:
         return work(connection)
+
+
+def _only_read(work: Work[T], connection: Connection) -> T:
+    connection.exec_driver_sql("PRAGMA query_only = 1")
+    try:
+        return work(connection)
+    finally:
+        connection.exec_driver_sql("PRAGMA query_only = 0")
 
 
 def _copy(template: sqlite3.Connection, engine: sqlalchemy.Engine) -> None:
