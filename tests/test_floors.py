@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "eager", "admission", "order",
     ),
     "ports": ("ports",),
-    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs", "inlet", "store", "group", "engines", "schema", "migrations", "tables", "files"),
+    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs", "inlet", "store", "group", "engines", "schema", "migrations", "tables", "files", "gather"),
     "adapters": ("brokers", "transports"),
     "features": ("features",),
     "toolkit": ("toolkit",),

@@ -179,6 +179,11 @@ class Settings(BaseSettings):
     store_readers: int = Field(default=2, ge=1, le=64, description="Connections to the database for reading.")
 
     # -- chat
+    default_kind: Literal["group", "large", "broadcast", "live"] = Field(
+        default="group",
+        description="Kind of rooms that are made without one. `live`: their messages are not stored (private rooms are "
+        "`group` then).",
+    )
     group_limit: int = Field(
         default=100,
         ge=2,

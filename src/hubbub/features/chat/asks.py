@@ -38,14 +38,15 @@ Change: TypeAlias = Literal[
 
 
 class CreateRoom(ClientMessage, tag="create_room"):
-    """``kind``: `group` (receipts, reactions, typing), `large` (counts instead of lists, no receipts), `broadcast` (only
-    moderators write), `live` (messages are not stored). ``history``: what later members see of what was said before
-    they came: `shared` all of it, `joined` nothing. ``members``: who is in a private room from the start."""
+    """``kind`` (HUBBUB_DEFAULT_KIND where left out): `group` (receipts, reactions, typing), `large` (counts instead of
+    lists, no receipts), `broadcast` (only moderators write), `live` (messages are not stored). ``history``: what later
+    members see of what was said before they came: `shared` all of it, `joined` nothing. ``members``: who is in a
+    private room from the start."""
 
     room_id: RoomId | None = None
     name: RoomName | None = None
     topic: Topic = ""
-    kind: Kind = "group"
+    kind: Kind | None = None
     visibility: Literal["public", "private"] = "public"
     history: Sharing = "shared"
     members: Annotated[tuple[UserId, ...], Meta(max_length=500)] = ()

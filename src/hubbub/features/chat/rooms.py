@@ -17,7 +17,7 @@ from hubbub.auth import Grants
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Act, RoomRow, check
-from hubbub.features.chat.asks import CreateRoom, GetRoom, ListRooms, OpenDirect, UpdateRoom
+from hubbub.features.chat.asks import CreateRoom, GetRoom, Kind, ListRooms, OpenDirect, UpdateRoom
 from hubbub.features.chat.membership import (
     add_members,
     approach,
@@ -72,7 +72,8 @@ def create_room(tx: Tx, message: CreateRoom) -> RoomCreated:
 def _make(tx: Tx, wanted: CreateRoom, room_id: str, people: list[str]) -> RoomRow | None:
     """:raises ClientError: ``invalid_message``."""
     check_id(room_id)
-    if wanted.kind == "live" and (wanted.visibility != "public" or wanted.members):
+    kind = _kind(tx, wanted)
+    if kind == "live" and (wanted.visibility != "public" or wanted.members):
         text = "a live room is public and has no members: who may enter it is said in tokens - at `$.kind`"
         raise ClientError(ErrorCode.INVALID_MESSAGE, text)
     return _insert(
@@ -80,10 +81,18 @@ def _make(tx: Tx, wanted: CreateRoom, room_id: str, people: list[str]) -> RoomRo
         id=room_id,
         name=checked_line(_name_for(wanted, room_id, people), "name"),
         topic=checked_text(wanted.topic, "topic"),
-        kind=wanted.kind,
+        kind=kind,
         visibility=wanted.visibility,
         history=wanted.history,
     )
+
+
+def _kind(tx: Tx, wanted: CreateRoom) -> Kind:
+    """The kind that is wanted, or else the usual one, where that can be."""
+    if wanted.kind is not None:
+        return wanted.kind
+    usual = tx.settings.default_kind
+    return "group" if usual == "live" and (wanted.visibility != "public" or wanted.members) else usual
 
 
 def _insert(tx: Tx, **values: Any) -> RoomRow | None:
