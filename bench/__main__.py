@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from bench.reading import READER, pages, room_list
 from bench.servers import (
     CACHE,
     HERE,
@@ -39,7 +40,10 @@ Result = dict[str, Any]
 
 PORTS_PER_ADDRESS = 20_000
 FAULTS = ("lost", "extra", "disorder", "dropped_connections")
-DEFAULT_SERVERS = "limit,bun,hubbub,hubbub-app,bun-json,wse,guide,fastapi,socketio"
+DEFAULT_SERVERS = (
+    "limit,bun,hubbub,hubbub-stored,hubbub-postgres,hubbub-full,hubbub-app,bun-json,bun-sqlite,wse,guide,"
+    "fastapi,socketio"
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,30 @@ def room_of_one(bench: Bench, target: Running, before: dict[str, Result]) -> Res
     return bench.closed_loop(target, target.server.room, 64, 64, 1)
 
 
+def stored(room: int, *, half_of: str | None = None) -> Callable[[Bench, Running, dict[str, Result]], Result]:
+    """100 publishers, in rooms of so many; at half of the rate that another case reached, the p99 of a delivery."""
+
+    def measure(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
+        dialogue = target.server.stored
+        assert dialogue is not None
+        if half_of is None:
+            result = bench.closed_loop(target, dialogue, 100, 100, room)
+            return {**result, "value": result["messages_per_s"]}
+        rate = before[half_of]["messages_per_s"] / 2
+        result = bench.closed_loop(target, dialogue, 100, 100, room, rate=rate, samples=100 // room * 5 or 10)
+        return {**result, "value": result["p99_ms"], "rate": rate}
+
+    return measure
+
+
+def read(asked: Callable[[int, str], Result]) -> Callable[[Bench, Running, dict[str, Result]], Result]:
+    def measure(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
+        assert target.server.token is not None
+        return asked(target.port, target.server.token(READER))
+
+    return measure
+
+
 def latency(bench: Bench, target: Running, before: dict[str, Result]) -> Result:
     rate = before["100x32"]["messages_per_s"] / 2
     more = {"rate": rate, "samples": 10}
@@ -225,6 +253,10 @@ def idle_rooms(settings: Settings) -> int:
     return max(64, -(-max(settings.idle, settings.handshakes) // settings.idle_room))
 
 
+def hundred(settings: Settings) -> int:
+    return 100
+
+
 CASES = (
     Case("100x1", "room of 100, 1 publisher", fan_out(100, 1), show_cpu=True),
     Case("100x32", "room of 100, 32 publishers", fan_out(100, 32), show_cpu=True),
@@ -238,6 +270,46 @@ CASES = (
     Case("typed-model", "typed by pydantic", answered("typed_model"), dialogue="typed_model", show_cpu=True),
     Case("one", "publish into a room of one", room_of_one, show_cpu=True),
     Case("latency", "p99 at half rate", latency, unit=" ms", lower_is_better=True, needs="100x32", digits=2),
+    Case(
+        "stored-rooms",
+        "stored, 100 rooms, 1 publisher each",
+        stored(1),
+        dialogue="stored",
+        show_cpu=True,
+        rooms=hundred,
+    ),
+    Case("stored-room", "stored, room of 100, all publish", stored(100), dialogue="stored", show_cpu=True),
+    Case(
+        "stored-rooms-p99",
+        "p99 at half of that, 100 rooms",
+        stored(1, half_of="stored-rooms"),
+        " ms",
+        "stored",
+        lower_is_better=True,
+        needs="stored-rooms",
+        digits=2,
+        rooms=hundred,
+    ),
+    Case(
+        "stored-room-p99",
+        "p99 at half of that, one room",
+        stored(100, half_of="stored-room"),
+        " ms",
+        "stored",
+        lower_is_better=True,
+        needs="stored-room",
+        digits=2,
+    ),
+    Case(
+        "page",
+        "p99 of a page of 50 out of 1,000,000",
+        read(pages),
+        " ms",
+        "full",
+        lower_is_better=True,
+        digits=2,
+    ),
+    Case("room-list", "p50 of the list of 1,000 rooms", read(room_list), " ms", "full", lower_is_better=True, digits=1),
     Case("handshakes", "handshake + join", handshakes, rooms=idle_rooms, show_cpu=True),
     Case("memory", "KB per idle connection", idle, " KB", once=True, lower_is_better=True, digits=1, rooms=idle_rooms),
     Case("idle-cpu", "CPU while idle", idle_cpu, " %", once=True, lower_is_better=True, needs="memory", digits=2),
@@ -331,7 +403,9 @@ def cell(case: Case, results: list[Result] | None, base: list[Result] | None, pe
     text = f"{figure(results, per_cpu and case.show_cpu):,.{case.digits}f}{case.unit}"
     if case.name == "memory":
         text += f"; {median(results, 'connections'):,.0f}"
-    if case.name == "latency":
+    if case.name == "room-list":
+        text += f"; p99 {median(results, 'p99_ms'):.1f}"
+    elif "p99" in case.title and "p50_ms" in results[0]:
         text += f"; p50 {median(results, 'p50_ms'):.2f}"
     if case.show_cpu:
         text += f"; gen {median(results, 'generator_cpu'):.0f} %, srv {median(results, 'server_cpu'):.0f} %"
@@ -360,6 +434,7 @@ class Goal:
     case: str
     bound: float
     peer: str | None = None
+    server: str = "hubbub"
 
 
 FAN_OUTS = ("100x1", "100x32", "1000x1", "1000x32")
@@ -374,6 +449,10 @@ GOALS = (
     Goal("typed-plain-dep", 25.0, "echo"),
     Goal("typed-dep", 25.0, "echo"),
     Goal("latency", 1.0, "bun"),
+    *(Goal(case, 10_000, server="hubbub-stored") for case in ("stored-rooms", "stored-room")),
+    *(Goal(case, 50, server="hubbub-stored") for case in ("stored-rooms-p99", "stored-room-p99")),
+    Goal("page", 5, server="hubbub-full"),
+    Goal("room-list", 20, server="hubbub-full"),
     Goal("handshakes", 5000),
     Goal("memory", 4),
     Goal("idle-cpu", 1),
@@ -388,7 +467,7 @@ def undisturbed(results: list[Result]) -> bool:
 def judge(goal: Goal, measured: Measured, case: Case) -> str | None:
     if goal.peer == "echo":
         return judge_cost(goal, measured.get("hubbub-app", {}), case)
-    own = measured.get("hubbub", {}).get(goal.case)
+    own = measured.get(goal.server, {}).get(goal.case)
     others = measured.get(goal.peer, {}).get(goal.case) if goal.peer else None
     if not own or (goal.peer and not others):
         return None

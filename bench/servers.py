@@ -7,6 +7,7 @@ A `Server` is data: a command, an environment, and the words of its protocol, as
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import secrets
@@ -18,11 +19,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jwt
+
+from bench.reading import fill
+
+if TYPE_CHECKING:
+    from tests.databases import PostgresServer
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache"
@@ -67,6 +74,10 @@ class Server:
     text_bytes: int = 50
     descriptors: int = 1
     """File descriptors per connection."""
+    stored: Dialogue | None = None
+    """Messages that are committed to a database before anybody hears of them, each with an idempotency key."""
+    full: bool | None = None
+    """It has a database with much in it to read from (bench/reading.py)."""
     typed: Dialogue | None = None
     """A message that is validated as a type of the app's, and answered with another."""
     typed_dep: Dialogue | None = None
@@ -201,7 +212,12 @@ def _hubbub_env(rooms: int, scratch: Path) -> dict[str, str]:
         "HUBBUB_SECRET": SECRET,
         "HUBBUB_DATA_DIR": str(scratch),
         "HUBBUB_DEFAULT_ROOMS": ",".join(["general", *(f"r{i}" for i in range(rooms))]),
+        "HUBBUB_DEFAULT_KIND": "live",
     }
+
+
+def _stored_env(rooms: int, scratch: Path) -> dict[str, str]:
+    return _hubbub_env(rooms, scratch) | {"HUBBUB_DEFAULT_KIND": "group"}
 
 
 def _hubbub_token(user: str) -> str:
@@ -214,9 +230,10 @@ def _wse_token(user: str) -> str:
     return jwt.encode({"sub": user, "iat": now, "exp": now + 86_400}, SECRET, algorithm="HS256")
 
 
+STORED = frozenset({"stored-rooms", "stored-room", "stored-rooms-p99", "stored-room-p99"})
 HUBBUB = Server(
     name="hubbub",
-    title="**hubbub** (chat rooms)",
+    title="**hubbub** (live rooms)",
     command=lambda port: [_hubbub_command(), "serve", "--host", "127.0.0.1", "--port", str(port), "--dev"],
     env=_hubbub_env,
     prepare=prepare_hubbub,
@@ -250,6 +267,83 @@ HUBBUB_CHANNEL = replace(
         deliver='{"type":"publication"',
     ),
     echo=None,
+)
+
+
+_STORED = replace(
+    HUBBUB.room,
+    publish='{"type":"chat_message","room_id":"$ROOM","message":"$TEXT","client_id":"$TEXT"}',
+)
+HUBBUB_STORED = replace(
+    HUBBUB,
+    name="hubbub-stored",
+    title="**hubbub** (stored rooms, SQLite)",
+    env=_stored_env,
+    echo=None,
+    stored=_STORED,
+)
+
+
+def prepare_postgres() -> None:
+    """Starts a PostgreSQL, from the wheel that the tests use, for as long as this process lives."""
+    prepare_hubbub()
+    if _postgres:
+        return
+    try:
+        from tests.databases import PostgresServer
+    except ImportError as error:
+        raise Missing(f"PostgreSQL's wheel is not installed: {error}") from None
+    server = PostgresServer()
+    server.__enter__()
+    atexit.register(server.close)
+    atexit.register(_databases.close)  # before it
+    _postgres.append(server)
+
+
+def _postgres_env(rooms: int, scratch: Path) -> dict[str, str]:
+    """A fresh database for each measurement."""
+    from tests.databases import fresh_database
+
+    url = _databases.enter_context(fresh_database(_postgres[0].url()))
+    env = _stored_env(rooms, scratch) | {"HUBBUB_DATABASE_URL": url}
+    done = subprocess.run([_hubbub_command(), "migrate"], env={**os.environ, **env}, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"`hubbub migrate`: {done.stderr.strip()[-300:]}")
+    return env
+
+
+_postgres: list[PostgresServer] = []
+_databases = ExitStack()
+HUBBUB_POSTGRES = replace(
+    HUBBUB_STORED,
+    name="hubbub-postgres",
+    title="**hubbub** (stored rooms, PostgreSQL)",
+    env=_postgres_env,
+    prepare=prepare_postgres,
+    only=STORED,
+)
+
+
+def prepare_full() -> None:
+    prepare_hubbub()
+    CACHE.mkdir(exist_ok=True)
+    fill(CACHE / "full.db")
+
+
+def _full_env(rooms: int, scratch: Path) -> dict[str, str]:
+    shutil.copyfile(CACHE / "full.db", scratch / "hubbub.db")
+    return _stored_env(0, scratch)
+
+
+HUBBUB_FULL = replace(
+    HUBBUB_STORED,
+    name="hubbub-full",
+    title="**hubbub** (a million messages, a thousand rooms, SQLite)",
+    env=_full_env,
+    prepare=prepare_full,
+    stored=None,
+    full=True,
+    only=frozenset({"page", "room-list"}),
 )
 
 
@@ -308,6 +402,15 @@ BUN_JSON = replace(
         deliver='{"type":"message"',
     ),
     echo=None,
+)
+
+BUN_SQLITE = replace(
+    BUN_JSON,
+    name="bun-sqlite",
+    title="Bun, JSON chat, a commit per message (SQLite)",
+    env=lambda rooms, scratch: {"BENCH_SCRATCH": str(scratch)},
+    stored=replace(BUN_JSON.room, path="/stored/$ROOM/$USER", publish=_STORED.publish),
+    only=STORED,
 )
 
 WSE = Server(
@@ -382,9 +485,13 @@ SERVERS = {
         LIMIT,
         BUN,
         HUBBUB,
+        HUBBUB_STORED,
+        HUBBUB_POSTGRES,
+        HUBBUB_FULL,
         HUBBUB_CHANNEL,
         HUBBUB_APP,
         BUN_JSON,
+        BUN_SQLITE,
         LIMIT_WIDE,
         WSE,
         GUIDE,
