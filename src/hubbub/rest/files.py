@@ -1,5 +1,7 @@
 """Attachments over HTTP: sent in as the body of a request, and fetched whole or in part."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -8,9 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from hubbub.admission import find_token
+from hubbub.admission import Token, find_token
 from hubbub.errors import ClientError, ErrorCode
-from hubbub.features.chat.access import Caller
 from hubbub.features.chat.tells import FileInfo
 from hubbub.features.chat.uploads import Attachment, Uploads, find, find_for_all, no_such_file, take_back
 from hubbub.files import FileMissing, RangeNotSatisfiable, parse_range, serving_headers
@@ -72,10 +73,14 @@ class _Files:
                 text = "an API key uploads nothing for itself: add `?as_user=` and who will send the file"
                 raise ClientError(ErrorCode.INVALID_MESSAGE, text)
             claimed, size = _check_upload(request)
+            patience = self._hub.settings.message_timeout
             try:
-                info = await self._uploads.take(caller, room_id, name, claimed, request.stream(), size)
+                chunks = _flowing(request.stream(), patience)
+                info = await self._uploads.take(caller, room_id, name, claimed, chunks, size)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is there to read it
+            except TimeoutError:
+                return _error(408, f"nothing of the file came for {patience:g} s: upload it again")
             return Response(JSON.encode(info), 201, media_type="application/json")
 
         router.add_api_route(
@@ -85,7 +90,7 @@ class _Files:
             tags=["files"],
             status_code=201,
             response_model=twin(FileInfo),
-            responses=ERRORS | errors(_413="the file is too large"),
+            responses=ERRORS | errors(_408="nothing came for a while", _413="the file is too large"),
             openapi_extra=UPLOAD,
             route_class_override=APIRoute,  # its body is larger than what others read, and never in memory as a whole
         )
@@ -105,9 +110,11 @@ class _Files:
             if signature is not None:
                 self._links.check(file_id, expires, signature, self._hub.clock.time())
                 found = await self._uploads.read(caller_of(None), lambda tx: find_for_all(tx, file_id))
-            else:
-                found = await self._uploads.read(self._reader(request), lambda tx: find(tx, file_id))
-            return await self._serve(request, found)
+                return await self._serve(request, found, shared=True)
+            given = self._token(request)
+            caller = caller_of(self._callers.identity_of(given.value))
+            found = await self._uploads.read(caller, lambda tx: find(tx, file_id))
+            return await self._serve(request, found, shared=given.source == "query")
 
         path, options = "/api/files/{file_id}", dict[str, Any](tags=["files"], response_class=Response)
         responses: dict[int | str, dict[str, Any]] = {
@@ -122,8 +129,8 @@ class _Files:
         router.add_api_route(path, file, methods=["GET"], responses=responses | refusals, **options)
         router.add_api_route(path, file, methods=["HEAD"], include_in_schema=False, **options)
 
-    def _reader(self, request: Request) -> Caller:
-        """:raises ClientError: there is no token, or not a good one."""
+    def _token(self, request: Request) -> Token:
+        """:raises ClientError: there is none."""
         scope = request.scope
         token = find_token(scope["headers"], scope["query_string"], (), self._hub.settings.cookie_name)
         if token is None:
@@ -131,11 +138,14 @@ class _Files:
                 ErrorCode.AUTHENTICATION_REQUIRED,
                 "send Authorization: Bearer with a token, or ?token=, or ask for a link (POST …/link)",
             )
-        return caller_of(self._callers.identity_of(token.value))
+        return token
 
-    async def _serve(self, request: Request, file: Attachment) -> Response:
+    async def _serve(self, request: Request, file: Attachment, *, shared: bool) -> Response:
+        """:param shared: the address alone opens it, so pages of any origin that know it may show it."""
         whole = serving_headers(file.media_type, file.name, file.size, file.sha256)
         headers = {name.lower(): value for name, value in whole.items()}
+        if shared:
+            headers["cross-origin-resource-policy"] = "cross-origin"
         etag = headers["etag"]
         if _names(request.headers.get("if-none-match"), etag):
             return Response(None, 304, {name: each for name, each in headers.items() if name not in PART_HEADERS})
@@ -144,8 +154,7 @@ class _Files:
         try:
             part = None if is_head else parse_range(wanted, file.size)  # RFC 9110, 14.2: a range is of a GET
         except RangeNotSatisfiable as error:
-            detail = {"error": {"code": ErrorCode.INVALID_MESSAGE, "message": str(error)}}
-            return JSONResponse(detail, 416, {"content-range": f"bytes */{file.size}"})
+            return _error(416, str(error), {"content-range": f"bytes */{file.size}"})
         start, end = part or (0, file.size)
         if part is not None:
             headers |= {"content-range": f"bytes {start}-{end - 1}/{file.size}", "content-length": str(end - start)}
@@ -203,6 +212,26 @@ def _check_upload(request: Request) -> tuple[str, int]:
         raise ClientError(ErrorCode.INVALID_MESSAGE, text)
     length = request.headers.get("content-length", "")
     return claimed, int(length) if length.isascii() and length.isdigit() else 0
+
+
+async def _flowing(chunks: AsyncIterator[bytes], patience: float) -> AsyncIterator[bytes]:
+    """The same chunks.
+
+    :param patience: seconds until the next one has to come; 0: any time.
+    :raises TimeoutError: it did not come.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(patience or None):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        yield chunk
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal with a status that no error code stands for."""
+    return JSONResponse({"error": {"code": ErrorCode.INVALID_MESSAGE, "message": text}}, status, headers)
 
 
 def _names(header: str | None, etag: str) -> bool:

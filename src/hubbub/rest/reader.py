@@ -99,7 +99,7 @@ class Reader:
         given: dict[str, list[str]] = {}
         for name, value in query:
             given.setdefault(name, []).append(value)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {name: {} for name in self._objects if self._fields[name].required}
         for name, values in given.items():
             if name in self._lists:
                 found[name] = values if len(values) > 1 else values[0].split(",")
