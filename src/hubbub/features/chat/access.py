@@ -210,6 +210,11 @@ def allows(
     return True
 
 
+def may_search(caller: Caller, room_id: str, visibility: Visibility, *, member: bool) -> bool:
+    """Whether a search of everything looks into a room: into one's own, an admin's not into direct ones of others."""
+    return caller.grants.may_join(room_id) and (member or (caller.admin and visibility != "direct"))
+
+
 def check_over(caller: Caller, member: MemberRow | None, target: MemberRow | None) -> None:
     """Refuse what is done to somebody who has as much to say.
 
