@@ -312,10 +312,10 @@ def test_a_command_of_the_chat_is_an_operation_with_its_reply(document: dict[str
     for name, reply, fields in (
         ("create_room", "room_created", {"room", "created"}),
         ("list_rooms", "rooms", {"rooms", "more"}),
-        ("react", "ack.done", {"room_id", "offset"}),
+        ("add_reaction", "ack.done", {"room_id", "offset"}),
         ("edit_message", "ack.edit_message", {"room_id", "id", "offset", "version"}),
         ("mark_read", "ack.mark_read", {"room_id", "read", "unread", "mentions", "thread"}),
-        ("report", "ack.report", {"report"}),
+        ("report_message", "ack.report", {"report"}),
         ("chat_message", "ack.chat_message", {"id", "timestamp", "room_id", "client_id"}),
     ):
         operation = document["operations"][f"receive.{name}"]
@@ -327,7 +327,7 @@ def test_a_command_of_the_chat_is_an_operation_with_its_reply(document: dict[str
             fields | {"type", "ref"},
         )
         assert operation["summary"].endswith(".")
-    assert document["operations"]["receive.react"]["summary"] == "Add the caller's reaction to a message."
+    assert document["operations"]["receive.add_reaction"]["summary"] == "Add the caller's reaction to a message."
 
 
 def test_a_handler_is_an_operation_with_its_replies(document: dict[str, Any]) -> None:
@@ -495,11 +495,11 @@ SENT: list[dict[str, Any]] = [
     {"type": "chat_message", "room_id": "lobby", "message": "hello", "client_id": "1"},
     {"type": "typing", "room_id": "lobby"},
     {"type": "edit_message", "room_id": "lobby", "id": 1, "message": "hello all"},
-    {"type": "react", "room_id": "lobby", "id": 1, "emoji": "👍"},
-    {"type": "unreact", "room_id": "lobby", "id": 1, "emoji": "👍"},
-    {"type": "pin", "room_id": "lobby", "id": 1},
+    {"type": "add_reaction", "room_id": "lobby", "id": 1, "emoji": "👍"},
+    {"type": "remove_reaction", "room_id": "lobby", "id": 1, "emoji": "👍"},
+    {"type": "pin_message", "room_id": "lobby", "id": 1},
     {"type": "list_pins", "room_id": "lobby"},
-    {"type": "unpin", "room_id": "lobby", "id": 1},
+    {"type": "unpin_message", "room_id": "lobby", "id": 1},
     {"type": "get_versions", "room_id": "lobby", "id": 1},
     {"type": "chat_message", "room_id": "lobby", "message": "in a thread", "thread": 1},
     {"type": "get_messages", "room_id": "lobby", "limit": 10},
@@ -507,19 +507,19 @@ SENT: list[dict[str, Any]] = [
     {"type": "list_receipts", "room_id": "lobby"},
     {"type": "list_threads"},
     {"type": "list_mentions"},
-    {"type": "search", "query": "hello"},
+    {"type": "search_messages", "query": "hello"},
     {"type": "catch_up", "room_id": "lobby", "since": {"epoch": "another", "offset": 0}},
     {"type": "list_reports", "room_id": "lobby"},
     {"type": "delete_message", "room_id": "lobby", "id": 1},
     {"type": "get_audit", "room_id": "lobby"},
     {"type": "update_room", "room_id": "lobby", "topic": "Everything"},
     {"type": "get_room", "room_id": "lobby"},
-    {"type": "ban", "room_id": "lobby", "user_id": "mallory", "seconds": 60},
+    {"type": "ban_member", "room_id": "lobby", "user_id": "mallory", "seconds": 60},
     {"type": "list_bans", "room_id": "lobby"},
-    {"type": "unban", "room_id": "lobby", "user_id": "mallory"},
+    {"type": "unban_member", "room_id": "lobby", "user_id": "mallory"},
     {"type": "list_members", "room_id": "lobby"},
     {"type": "set_notify", "room_id": "lobby", "notify": "mentions"},
-    {"type": "last_seen", "user_ids": ["alice"]},
+    {"type": "get_last_seen", "user_ids": ["alice"]},
     {"type": "open_direct", "user_ids": ["bob"]},
     {"type": "become_member", "room_id": "general"},
     {"type": "history", "channel": "room:lobby"},

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -171,7 +172,7 @@ ASKED: list[tuple[str, dict[str, Any], str, str]] = [
     ("list_receipts", {"room_id": "tea"}, "GET", f"{ROOM}/receipts"),
     ("list_threads", {}, "GET", "/api/threads"),
     ("list_mentions", {"limit": 3}, "GET", "/api/mentions?limit=3"),
-    ("last_seen", {"user_ids": ["bob", "carol"]}, "GET", "/api/last-seen?user_ids=bob,carol"),
+    ("get_last_seen", {"user_ids": ["bob", "carol"]}, "GET", "/api/last-seen?user_ids=bob,carol"),
     ("list_reports", {"room_id": "tea"}, "GET", "/api/reports?room_id=tea"),
     ("get_audit", {"room_id": "tea"}, "GET", "/api/audit?room_id=tea"),
     ("list_bans", {"room_id": "tea"}, "GET", f"{ROOM}/bans"),
@@ -583,6 +584,34 @@ async def test_exports_are_json_lines(database_url: str) -> None:
             said = [json.loads(line) for line in told]
             assert [line["message"] for line in said if line["type"] == "message"] == ["two lines\nof text"]
         assert refused(await carol.get("/api/users/bob/export")) == (403, "forbidden")
+
+
+async def test_a_user_is_erased(database_url: str, tmp_path: Path) -> None:
+    async with (
+        served(database_url, files=str(tmp_path / "files")) as server,
+        server.http() as key,
+        server.client("bob/work") as socket,
+        people(server, "alice", "bob/work") as (alice, bob),
+    ):
+        good(await alice.post("/api/rooms", json={"room_id": "tea", "members": ["bob/work"]}), 201)
+        info = good(await bob.post(f"{ROOM}/files", content=b"a secret"), 201)
+        first = await say(bob, "my secret", files=[info["id"]])
+        second = await say(alice, "an answer", reply_to=first)
+        async with server.client("alice") as ears:
+            await ears.ask("join_room", room_id="tea")
+            for http in (alice, bob):
+                assert refused(await http.delete("/api/users/bob%2Fwork")) == (403, "forbidden")
+            erased = good(await key.delete("/api/users/bob%2Fwork"))
+            assert (erased["messages"], erased["files"], erased["rooms"]) == (1, 1, 1)
+            assert (await ears.expect("user_erased"))["data"] == {"user_id": "bob/work"}
+        assert await socket.closed() == 4401
+        assert refused(await bob.get("/api/rooms")) == (401, "authentication_failed")
+        messages = good(await alice.get(f"{ROOM}/messages"))["messages"]
+        assert [(each["id"], each["message"]) for each in messages] == [(first, ""), (second, "an answer")]
+        assert refused(await alice.get(info["url"])) == (404, "not_found")
+        assert "secret" not in (await key.get(f"{ROOM}/export")).text
+        assert good(await key.delete("/api/users/bob%2Fwork"))["messages"] == 0
+        assert good(await key.delete("/api/users/nobody-knows-them"))["rooms"] == 0
 
 
 def test_answers_are_annotated() -> None:

@@ -117,18 +117,18 @@ class ListMembers(ClientMessage, tag="list_members"):
     limit: Limit = 100
 
 
-class Invite(ClientMessage, tag="invite"):
+class Invite(ClientMessage, tag="invite_members"):
     room_id: RoomId
     user_ids: Annotated[list[UserId], Meta(min_length=1, max_length=100)]
 
 
-class Kick(ClientMessage, tag="kick"):
+class Kick(ClientMessage, tag="kick_member"):
     room_id: RoomId
     user_id: UserId
     reason: Reason = ""
 
 
-class Ban(ClientMessage, tag="ban"):
+class Ban(ClientMessage, tag="ban_member"):
     """``seconds``: how long; without it for ever."""
 
     room_id: RoomId
@@ -137,7 +137,7 @@ class Ban(ClientMessage, tag="ban"):
     reason: Reason = ""
 
 
-class Unban(ClientMessage, tag="unban"):
+class Unban(ClientMessage, tag="unban_member"):
     room_id: RoomId
     user_id: UserId
 
@@ -150,7 +150,7 @@ class ListBans(ClientMessage, tag="list_bans"):
     limit: Limit = 100
 
 
-class Mute(ClientMessage, tag="mute"):
+class Mute(ClientMessage, tag="mute_member"):
     """The user may read, and not write, for so many seconds."""
 
     room_id: RoomId
@@ -159,7 +159,7 @@ class Mute(ClientMessage, tag="mute"):
     reason: Reason = ""
 
 
-class Unmute(ClientMessage, tag="unmute"):
+class Unmute(ClientMessage, tag="unmute_member"):
     room_id: RoomId
     user_id: UserId
 
@@ -210,24 +210,24 @@ class GetVersions(ClientMessage, tag="get_versions"):
     id: MessageId
 
 
-class React(ClientMessage, tag="react"):
+class React(ClientMessage, tag="add_reaction"):
     room_id: RoomId
     id: MessageId
     emoji: Emoji
 
 
-class Unreact(ClientMessage, tag="unreact"):
+class Unreact(ClientMessage, tag="remove_reaction"):
     room_id: RoomId
     id: MessageId
     emoji: Emoji
 
 
-class PinMessage(ClientMessage, tag="pin"):
+class PinMessage(ClientMessage, tag="pin_message"):
     room_id: RoomId
     id: MessageId
 
 
-class UnpinMessage(ClientMessage, tag="unpin"):
+class UnpinMessage(ClientMessage, tag="unpin_message"):
     room_id: RoomId
     id: MessageId
 
@@ -288,11 +288,11 @@ class ListMentions(ClientMessage, tag="list_mentions"):
     limit: Limit = 50
 
 
-class GetLastSeen(ClientMessage, tag="last_seen"):
+class GetLastSeen(ClientMessage, tag="get_last_seen"):
     user_ids: Annotated[list[UserId], Meta(min_length=1, max_length=200)]
 
 
-class Search(ClientMessage, tag="search"):
+class Search(ClientMessage, tag="search_messages"):
     """``query``: words, all of which must be there; "several words" next to one another; the last one may be cut short.
     ``before``: the ``next`` of the page before."""
 
@@ -306,7 +306,7 @@ class Search(ClientMessage, tag="search"):
 # -- moderation: client → server
 
 
-class ReportMessage(ClientMessage, tag="report"):
+class ReportMessage(ClientMessage, tag="report_message"):
     room_id: RoomId
     id: MessageId
     reason: Annotated[str, Meta(min_length=1, max_length=1000)]
