@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET
-from sqlalchemy import Column, ColumnElement, Connection, Select, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, literal, select, tuple_
 
 from hubbub.features.chat import tables
 from hubbub.features.chat.lines import (
@@ -32,7 +32,7 @@ Some: TypeAlias = Callable[[ColumnElement[int]], ColumnElement[bool]]
 PAGE: Final = 500
 """Rows of one read."""
 SCANNED: Final = 20_000
-"""Messages that one read looks through for an author's: there is no index of authors."""
+"""Messages that one read looks through."""
 encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
@@ -60,24 +60,26 @@ def _all(query: Select[Any], connection: Connection) -> Sequence[Any]:
     return connection.execute(query).all()
 
 
-async def keys_of_author(read: Read, user_id: str) -> AsyncIterator[Sequence[int]]:
-    """The keys of all messages that somebody wrote, in order, at most :data:`PAGE` at a time."""
+async def scanned(read: Read, table: Table, which: ColumnElement[bool]) -> AsyncIterator[Sequence[int]]:
+    """The keys of all messages, or events, of which something is true, in order, at most :data:`PAGE` at a time. There
+    is no index of it: all of them are looked at, a stretch in each read."""
     after: int | None = 0
     while after is not None:
-        after, found = await read(partial(_scan, user_id, after))
+        after, found = await read(partial(_scan, table, which, after))
         for start in range(0, len(found), PAGE):
             yield found[start : start + PAGE]
 
 
-def _scan(user_id: str, after: int, connection: Connection) -> tuple[int | None, Sequence[int]]:
-    """The end of a stretch of messages, and the author's ones in it; no end: it is the last."""
-    key = tables.messages.c.key
-    some = key > after
-    upto = connection.scalar(select(key).where(some).order_by(key).offset(SCANNED - 1).limit(1))
+def _scan(
+    table: Table, which: ColumnElement[bool], after: int, connection: Connection
+) -> tuple[int | None, Sequence[int]]:
+    """The end of a stretch of rows, and the wanted ones in it; no end: it is the last stretch."""
+    key = table.c.key
+    stretch = key > after
+    upto = connection.scalar(select(key).where(stretch).order_by(key).offset(SCANNED - 1).limit(1))
     if upto is not None:
-        some &= key <= upto
-    query = select(key).where(some, tables.messages.c.author == user_id).order_by(key)
-    return upto, connection.scalars(query).all()
+        stretch &= key <= upto
+    return upto, connection.scalars(select(key).where(stretch, which).order_by(key)).all()
 
 
 # -- messages with all that belongs to them

@@ -74,8 +74,12 @@ class Checker:
         for name, earlier in (("reply_to", line.reply_to), ("thread", line.thread)):
             if earlier is not None and earlier >= line.id:
                 raise ValueError(f"there is no earlier message {earlier} - at `$.{name}`")
-        if line.message and (line.deleted_at is not None or line.system is not UNSET):
-            raise ValueError("a deleted message, or one of the system, has no text - at `$.message`")
+        if line.message and line.system is not UNSET:
+            raise ValueError("a message of the system has no text - at `$.message`")
+        if line.deleted_at is not None and (line.message or line.versions or line.mentions or line.files):
+            raise ValueError(
+                "nothing is left of a deleted message: no text, versions, mentions, files - at `$.deleted_at`"
+            )
         if line.versions or line.reactions or line.replies is not None:
             _once("versions", [each.version for each in line.versions])
             _once("reactions", [(each.emoji, each.user_id) for each in line.reactions])

@@ -17,8 +17,8 @@ from hubbub.features.chat.exported import (
     file_lines,
     files_of,
     in_keys,
-    keys_of_author,
     pages,
+    scanned,
     versions_of,
 )
 from hubbub.features.chat.lines import FORMAT, FileLine, Time, VersionLine, maybe_time_of, time_of
@@ -136,7 +136,7 @@ async def export_user(read: Read, user_id: str, *, now: int) -> AsyncIterator[by
     for section in _SECTIONS:
         async for rows in pages(read, section.query(user_id), *section.order):
             yield encode_lines([section.line(row) for row in rows])
-    async for keys in keys_of_author(read, user_id):
+    async for keys in scanned(read, tables.messages, tables.messages.c.author == user_id):
         yield encode_lines(await read(partial(_said, keys)))
 
 
