@@ -34,6 +34,7 @@ from hubbub.features.chat import asks
 from hubbub.features.chat.access import Caller
 from hubbub.features.chat.chat import SERVER, Chat
 from hubbub.features.chat.tells import RoomInfo
+from hubbub.features.chat.upkeep import Upkeep
 from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
 from hubbub.files import files_from
@@ -125,6 +126,7 @@ class Hubbub(Declares, Owner):
         self.chat = Chat(self.hub, self.store, self._prepare_store, self._notify)
         files = files_from(self.settings.files, self.settings.data_dir)
         self.uploads = Uploads(self.hub, self.store, files)
+        Upkeep(self.hub, self.store, files)
         self._counters = _transport_counters()
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -20,7 +19,6 @@ from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_roo
 from hubbub.features.chat.entering import Entering
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
-from hubbub.features.chat.reading import note_last_seen
 from hubbub.features.chat.search import Indexer
 from hubbub.features.chat.sending import Send, Sending, Sent, said_data
 from hubbub.features.chat.texts import check_text
@@ -33,14 +31,9 @@ from hubbub.settings import ChannelOptions
 from hubbub.store import Store
 from hubbub.stream import Publication, Recovery
 
-log = logging.getLogger("hubbub")
 R = TypeVar("R", bound=Reply)
 REMEMBERED: Final = 4096
 """Client ids that a `live` room remembers for idempotency; the oldest are forgotten first."""
-SEEN_EVERY: Final = 60.0
-"""Seconds between two notes of who was last seen when."""
-SEEN_AT_ONCE: Final = 1000
-"""Users in one transaction of them."""
 EXCERPT: Final = 200
 """Characters of a message that a notification of a mention shows."""
 
@@ -82,14 +75,11 @@ class Chat:
         self._sends = store.bulk(Sending(hub.settings, hub.clock.time), self._sent)
         self._entrance = Entering(store, hub.settings, hub.clock.time, self._tell)
         self._entering: dict[tuple[str, str], list[_OnTheWay]] = {}
-        self._seen: dict[str, int] = {}
-        self._seen_due = 0.0
         self.options = self._options()
         hub.reserve(PREFIX, ChannelRule(self.options, self._may_read, self._past_of, self._floor))
         hub.starters.append(self._start)
         hub.stoppers.append(self._stop)
         hub.openers.append(self._opened)
-        hub.leavers.append(self._left)
         hub.sweepers.append(self.sweep)
         self._route()
 
@@ -126,10 +116,6 @@ class Chat:
             rooms.ensure_room(tx, room_id, wanted)
 
     async def _stop(self) -> None:
-        try:
-            await self._note_seen({*self._seen, *self.hub.users})
-        except ClientError as error:
-            log.warning("could not note who was last seen: %s", error.message)
         await self.store.stop()
         self.live.rooms.clear()
 
@@ -300,7 +286,6 @@ class Chat:
 
     async def _opened(self, session: Session) -> None:
         """``/ws/chat/{room_id}``: in the room as soon as the user is known."""
-        self._seen[session.user_id] = int(self.hub.clock.time() * 1000)
         if session.room is None:
             return
         try:
@@ -495,32 +480,9 @@ class Chat:
     # -- what goes on by itself
 
     def sweep(self, monotonic: float) -> None:
-        """Fade typing, index what was said, note who was seen."""
+        """Fade typing, index what was said."""
         self.live.sweep(monotonic)
         self.indexer.sweep(monotonic)
-        if monotonic >= self._seen_due:
-            self._seen_due = monotonic + SEEN_EVERY
-            if self._seen or self.hub.users:
-                users = {*self._seen, *self.hub.users}
-                self.hub.background(self._note_quietly(users))
-
-    def _left(self, session: Session) -> None:
-        if session.user is not None:
-            self._seen[session.user.id] = int(self.hub.clock.time() * 1000)
-
-    async def _note_quietly(self, users: set[str]) -> None:
-        try:
-            await self._note_seen(users)
-        except ClientError as error:
-            log.warning("could not note who was last seen: %s", error.message)
-
-    async def _note_seen(self, users: set[str]) -> None:
-        """When each was last seen: those connected now, or when they went. Written at most once a minute per user."""
-        now = int(self.hub.clock.time() * 1000)
-        seen, self._seen = self._seen, {}
-        times = [(user, now if self.hub.sessions_of(user) else seen.get(user, now)) for user in sorted(users)]
-        for start in range(0, len(times), SEEN_AT_ONCE):
-            await self.store.write(partial(_note, dict(times[start : start + SEEN_AT_ONCE])))
 
 
 class RoomPast:
@@ -570,10 +532,6 @@ def caller_of(session: Session) -> Caller:
     if identity is None:
         raise ClientError(ErrorCode.AUTHENTICATION_REQUIRED, "send an auth message first")
     return Caller(identity.user_id, identity.grants, identity.grants.admin)
-
-
-def _note(times: dict[str, int], connection: Connection) -> None:
-    note_last_seen(connection, times, connection.dialect.name)
 
 
 SERVER: Final = Caller("", Grants(admin=True), True)
