@@ -62,6 +62,7 @@ class Store:
         self._timeout = timeout
         self._queue: deque[Unit | Item] = deque()
         self._taken: Group = []
+        self._began = 0.0
         self._bytes = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -180,9 +181,11 @@ class Store:
         while self._queue and self._queue[0].until <= loop.time():
             late.append(self._queue.popleft())
         self._alarm = loop.call_at(self._queue[0].until, self._expire, loop) if self._queue else None
-        if self._trouble is None:
+        stuck = bool(self._taken) and loop.time() - self._began > self._timeout / 2
+        reason = self._trouble or (_SILENT if stuck else None)
+        if reason is None:
             self._metrics.refused += len(late)
-        self._done(late, [_busy() if self._trouble is None else StoreUnavailable(self._trouble) for _ in late])
+        self._done(late, [_busy() if reason is None else StoreUnavailable(reason) for _ in late])
 
     def _done(self, group: Group, outcomes: Sequence[Any]) -> None:
         self._bytes -= sum(unit.size for unit in group)
@@ -238,6 +241,7 @@ class Store:
     async def _commit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Try to commit the next group. What may be tried again is put back to where it was."""
         group = self._taken = [self._queue.popleft() for _ in range(min(self._size, len(self._queue)))]
+        self._began = loop.time()
         began = perf_counter()
         try:
             outcomes = await self._transact(group, loop)
@@ -379,7 +383,8 @@ class Store:
             raise StoreUnavailable("the store has stopped") from None
 
 
-_UNSURE: Final = "the store does not answer: whether this was written is not known yet"
+_SILENT: Final = "the store does not answer"
+_UNSURE: Final = f"{_SILENT}: whether this was written is not known yet"
 
 
 def _busy() -> ClientError:
@@ -396,7 +401,7 @@ def _reason(error: BaseException) -> str:
         return "the database is locked by another process"
     if "readonly" in said or "read-only" in said:
         return "the database cannot be written to"
-    return "the store does not answer"
+    return _SILENT
 
 
 def encode(value: Any) -> str:

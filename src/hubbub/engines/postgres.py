@@ -21,6 +21,10 @@ T = TypeVar("T")
 
 CONNECTING: Final = 5.0
 """Seconds for which a connection may be coming."""
+ABANDONED: Final = 5.0
+"""Seconds after its time when the server ends what nobody waits for any more."""
+CLOSING: Final = 1.0
+"""Seconds in which the server may say goodbye."""
 OLDEST: Final = 14
 """The oldest PostgreSQL that is tested for."""
 KEPT_MARKS: Final = 7 * 86_400
@@ -94,6 +98,7 @@ class PostgresEngine:
         self._timeout = timeout
         self._writer: Any = None
         self._reader: Any = None
+        self._open: set[Any] = set()
         self._id = secrets.token_hex(16)
         self._mark = 0
 
@@ -135,25 +140,38 @@ class PostgresEngine:
     async def _connect(self, read_only: bool, *_: Any, **__: Any) -> Any:
         import asyncpg
 
-        limit = str(int(self._timeout * 1000))
+        # later than we give up ourselves: it frees what somebody holds who is gone. (It also ends a commit's wait for a
+        # standby, and that commit then counts as done.)
+        abandoned = str(int((self._timeout + ABANDONED) * 1000))
         settings = {
             "application_name": "hubbub",
             "jit": "off",
             "default_transaction_read_only": "on" if read_only else "off",
-            # so that nobody waits long for a node that died in a transaction, or gave one up
-            "statement_timeout": limit,
             "lock_timeout": str(int(self._timeout * 500)),
-            "idle_in_transaction_session_timeout": limit,
+            "statement_timeout": abandoned,
+            "idle_in_transaction_session_timeout": abandoned,
         }
         # asyncpg reads the URL, so that it may say all that libpq's may: sslmode, several hosts, a socket
         url = self._url.render_as_string(hide_password=False)
-        return await asyncpg.connect(url, timeout=CONNECTING, server_settings=settings)
+        connection = await asyncpg.connect(url, timeout=min(CONNECTING, self._timeout), server_settings=settings)
+        self._open.add(connection)
+        connection.add_termination_listener(self._open.discard)
+        return connection
 
     async def stop(self) -> None:
-        for engine in (self._reader, self._writer):
-            if engine is not None:
-                await engine.dispose()
-        self._reader = self._writer = None
+        alarm = asyncio.get_running_loop().call_later(CLOSING, self._break_off)
+        try:
+            for engine in (self._reader, self._writer):
+                if engine is not None:
+                    await engine.dispose()
+        finally:
+            alarm.cancel()
+            self._break_off()
+            self._reader = self._writer = None
+
+    def _break_off(self) -> None:
+        for connection in tuple(self._open):
+            connection.terminate()
 
     @asynccontextmanager
     async def _lent(self, engine: Any, timeout: float) -> AsyncIterator[Any]:
