@@ -8,6 +8,24 @@ down_revision = None
 
 KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
+SEARCH = {
+    "sqlite": (
+        "CREATE VIRTUAL TABLE message_search USING fts5(body, content='', columnsize=0, "
+        "tokenize=\"unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'\")",
+        "CREATE TABLE message_wiping (asked INTEGER NOT NULL, done INTEGER NOT NULL)",
+        "INSERT INTO message_wiping VALUES (0, 0)",
+    ),
+    "postgresql": (
+        """ALTER TABLE messages ADD COLUMN tsv tsvector GENERATED ALWAYS AS (
+            CASE WHEN kind = 0 AND deleted_at IS NULL THEN to_tsvector('pg_catalog.simple', translate(
+                CASE WHEN octet_length(body) = char_length(body) THEN left(body, 100000)
+                ELSE normalize(regexp_replace(
+                    normalize(left(body, 100000), NFD), U&'([A-Za-z])[\\0300-\\036F]+', '\\1', 'g'), NFC)
+                END, '-./@<&+~', '        ')) END) STORED""",
+        "CREATE INDEX ix_messages_tsv ON messages USING gin (tsv)",
+    ),
+}
+
 
 def upgrade() -> None:
     op.create_table(
@@ -99,10 +117,11 @@ def upgrade() -> None:
         sa.Column("last_at", sa.BigInteger(), nullable=False),
         sa.Column("archived_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("no", name="pk_rooms"),
-        sa.UniqueConstraint("direct_key", name="uq_rooms_direct_key"),
         sa.UniqueConstraint("id", name="uq_rooms_id"),
+        sa.UniqueConstraint("direct_key", name="uq_rooms_direct_key"),
     )
     op.create_index("ix_rooms_created_by", "rooms", ["created_by"])
+    op.create_index("ix_rooms_visibility_id", "rooms", ["visibility", "id"])
     op.create_table(
         "writers",
         sa.Column("id", sa.String(32), nullable=False),
@@ -179,7 +198,7 @@ def upgrade() -> None:
     op.create_index("ix_mentions_message", "mentions", ["message"])
     op.create_table(
         "pins",
-        sa.Column("message", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("message", KEY, autoincrement=False, nullable=False),
         sa.Column("pinned_by", sa.String(128), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["message"], ["messages.key"], ondelete="CASCADE"),
@@ -215,7 +234,7 @@ def upgrade() -> None:
     op.create_index("uq_reports_one_each", "reports", ["message", "reported_by"], unique=True)
     op.create_table(
         "threads",
-        sa.Column("root", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("root", KEY, autoincrement=False, nullable=False),
         sa.Column("reply_count", sa.Integer(), server_default="0", nullable=False),
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.Column("last_at", sa.BigInteger(), nullable=False),
@@ -244,6 +263,9 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_followers_user_id_root", "followers", ["user_id", "root"])
+    connection = op.get_bind()
+    for statement in SEARCH[connection.dialect.name]:
+        connection.exec_driver_sql(statement)
 
 
 def downgrade() -> None:
