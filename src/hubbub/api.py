@@ -132,6 +132,7 @@ class HealthOut(BaseModel):
     active_connections: int
     uptime: float
     version: str
+    store: Literal["ok", "unavailable"] = Field(description="Whether the database takes what is written.")
 
 
 class _Collector:
@@ -265,6 +266,7 @@ class Api:
                 active_connections=len(hub.sessions),
                 uptime=round(hub.clock.monotonic() - hub.metrics.started, 3),
                 version=__version__,
+                store="ok" if self.chat.store.healthy else "unavailable",
             )
 
         @route.get("/health/live", tags=["health"])
