@@ -11,6 +11,7 @@
 //   room_joined   as sent, and `resumed` (true when this was a return to a room), `missed` (true: there is a hole)
 //   gap           {channel, epoch, offset}: something before this is gone for good (a slow connection)
 //   room_refused  {room_id, error}: a room that cannot be entered (any more)
+//   room_left     as sent; with a `reason` where the server ended it
 
 /** What `state.name` may be. `waiting`: it comes back at `retryAt`. `stopped`: it does not come back by itself. */
 export const STATES = ["signed-out", "connecting", "online", "waiting", "offline", "stopped"];
@@ -22,9 +23,13 @@ const HANDSHAKE = 12_000; // ms from connecting to auth_success
 const ANSWER = 12_000; // ms that a request waits for its reply
 const LIFE_SIGN = 6_000; // ms that a ping's answer may take
 const ABUSE = 5; // seconds that we stay away at least after a 4429
+const AT_ONCE = 20; // rooms and channels entered again without a pause
+const PAUSE = 100; // ms
+const AGAIN = 4_000; // ms until a room is asked for again that could not be entered for now
 
 const OFFENCE = new Set([1002, 1003, 1007, 1008, 1009]); // we said something wrong: again would be wrong again
 const REFUSED = new Set([1000, 4403, 4404, 4409]); // somebody decided so
+const PASSING = new Set(["timeout", "rate_limited", "busy", "unavailable", "internal"]); // the same may do later
 
 /** A request that was refused (`code` as in the protocol), lost (`connection_lost`) or never answered (`timeout`). */
 export class RequestError extends Error {
@@ -86,6 +91,14 @@ export class Client extends EventTarget {
     return this.#state.name === "online";
   }
 
+  /** What the user signed in with; for the calls that go over HTTP. */
+  get token() {
+    return this.#token;
+  }
+
+  /** The room that is entered first after a loss: somebody looks at it. */
+  foremost = null;
+
   /** Sign in and stay connected until `stop`. */
   start(token) {
     this.#token = token;
@@ -127,6 +140,11 @@ export class Client extends EventTarget {
   async leave(roomId) {
     this.#rooms.delete(roomId);
     if (this.online) await this.request("leave_room", { room_id: roomId });
+  }
+
+  /** Do not come back to a room that this connection is not in any more. */
+  forget(roomId) {
+    this.#rooms.delete(roomId);
   }
 
   /** Subscribe to a channel, and again after every loss, from where it was. */
@@ -319,11 +337,23 @@ export class Client extends EventTarget {
       case "room_joined":
         this.#roomJoined(message);
         return;
+      case "room_left":
+        this.#rooms.delete(message.room_id);
+        break;
       case "subscribed":
         this.#subscribed(message);
         return;
       case "message":
         if (!this.#isNew(this.#rooms.get(message.room_id), message.data.id)) return;
+        break;
+      case "message_updated":
+      case "message_deleted":
+      case "reaction":
+      case "pinned":
+      case "member":
+      case "room_updated":
+      case "user_erased":
+        if (message.offset && !this.#isNew(this.#rooms.get(message.room_id), message.offset)) return;
         break;
       case "notification":
         this.#isNew(this.#channels.get(`user:${this.user}`), message.offset ?? 0);
@@ -355,12 +385,14 @@ export class Client extends EventTarget {
   /** Back into every room and channel, one after the other: a burst could meet the rate limit. */
   async #comeBack() {
     const socket = this.#socket;
+    const rooms = [...this.#rooms.keys()].sort((a, b) => (b === this.foremost) - (a === this.foremost));
     for (const [names, enter] of [
       [[...this.#channels.keys()], (name) => this.#subscribe(name)],
-      [[...this.#rooms.keys()], (name) => this.#joinRoom(name)],
+      [rooms, (name) => this.#joinRoom(name)],
     ]) {
-      for (const name of names) {
+      for (const [at, name] of names.entries()) {
         await enter(name).catch(() => {});
+        if (at >= AT_ONCE) await new Promise((resolve) => setTimeout(resolve, PAUSE));
         if (socket !== this.#socket) return;
       }
     }
@@ -376,7 +408,10 @@ export class Client extends EventTarget {
         ...(entry.asked && { since: entry.asked }),
       });
     } catch (error) {
-      if (error.code !== "connection_lost" && error.code !== "timeout") {
+      if (PASSING.has(error.code)) {
+        const socket = this.#socket;
+        setTimeout(() => socket === this.#socket && this.online && this.#joinRoom(roomId).catch(() => {}), AGAIN);
+      } else if (error.code !== "connection_lost") {
         this.#rooms.delete(roomId);
         this.#emit("room_refused", { room_id: roomId, error });
       }

@@ -1,5 +1,7 @@
 // Building elements. Text always goes through text nodes, so nothing that somebody wrote is ever read as HTML.
 
+import { clockTime, fullTime, shortTime } from "./time.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const HUES = 10;
 
@@ -12,6 +14,7 @@ export function h(tag, properties = {}, ...children) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "class") element.className = value;
     else if (name === "dataset") Object.assign(element.dataset, value);
+    else if (name === "value") element.value = value;
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
@@ -29,6 +32,11 @@ export function icon(name) {
   return svg;
 }
 
+/** A button that shows only a picture; `label` is what it is called. */
+export function iconButton(name, label, properties = {}) {
+  return h("button", { class: "icon-button small", type: "button", "aria-label": label, title: label, ...properties }, icon(name));
+}
+
 export function show(element, visible) {
   element.hidden = !visible;
 }
@@ -36,6 +44,17 @@ export function show(element, visible) {
 /** Set text only where it changes, so that live regions and selections are left alone. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+/** Put children into an element in this order, leaving those alone that stand where they belong. */
+export function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  let next = parent.firstElementChild;
+  for (const child of children) {
+    if (child === next) next = next.nextElementSibling;
+    else parent.insertBefore(child, next);
+  }
 }
 
 /** Up to two letters that stand for a name. */
@@ -61,33 +80,10 @@ export function paintAvatar(element, name) {
 
 export const avatar = (name) => paintAvatar(h("span", { "aria-hidden": "true" }), name);
 
-// -- time, in the reader's own zone and language
-
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const full = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
-const dayOfYear = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });
-const dayAndYear = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "long", year: "numeric" });
-
-export const clockTime = (date) => clock.format(date);
-export const fullTime = (date) => full.format(date);
-export const sameDay = (a, b) => a.toDateString() === b.toDateString();
-
-export function dayName(date, now = new Date()) {
-  if (sameDay(date, now)) return "Today";
-  const yesterday = new Date(now);
-  yesterday.setDate(now.getDate() - 1);
-  if (sameDay(date, yesterday)) return "Yesterday";
-  return (date.getFullYear() === now.getFullYear() ? dayOfYear : dayAndYear).format(date);
+/** A point in time; `long` names the day as well, where it is not today. */
+export function timeOf(date, long = false) {
+  return h("time", { datetime: date.toISOString(), title: fullTime(date) }, long ? shortTime(date) : clockTime(date));
 }
-
-/** A server's timestamp as a Date; now if it is none. */
-export function parseTime(text) {
-  const date = new Date(text);
-  return Number.isNaN(date.getTime()) ? new Date() : date;
-}
-
-/** "1 message", "2 messages". */
-export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
 let announced = 0;
 
@@ -102,4 +98,12 @@ export function announce(text) {
     if (mine === announced) region.replaceChildren();
     else line.remove();
   }, 10_000);
+}
+
+/** A word at the bottom of the page that goes by itself: something was done, or could not be. */
+export function flash(text, kind = "info") {
+  const line = h("p", { class: `flash ${kind}`, role: kind === "error" ? "alert" : "status" }, text);
+  $("flashes").append(line);
+  while ($("flashes").childElementCount > 3) $("flashes").firstElementChild.remove();
+  setTimeout(() => line.remove(), kind === "error" ? 8_000 : 4_000);
 }

@@ -1,6 +1,8 @@
 // Notifications: a toast when one arrives, and a bell that keeps them.
 
-import { $, clockTime, dayName, fullTime, h, icon, parseTime, plural, sameDay, setText, show } from "./dom.js";
+import { $, h, icon, setText, show } from "./dom.js";
+import { plural } from "./text.js";
+import { clockTime, dayName, fullTime, parseTime, sameDay } from "./time.js";
 
 const KEPT = 50;
 const TOASTS = 3; // shown at once; an older one makes room
