@@ -1,60 +1,107 @@
 // The page: it holds the client, the rooms and the views together.
 
+import { InboxPanel, PinsPanel, SearchPanel } from "./cards.js";
 import { Client, websocketUrl } from "./client.js";
-import { $, announce, avatar, h, paintAvatar, plural, setText, show } from "./dom.js";
+import { aboutDialog } from "./dialogs.js";
+import { $, announce, flash, setText, show } from "./dom.js";
+import { Pictures } from "./files.js";
 import { Login, devLogin, kept } from "./login.js";
+import { directDialog, newRoomDialog } from "./newroom.js";
 import { Notices } from "./notices.js";
-import { Panels, aboutDialog, roomDialog } from "./panels.js";
-import { Room } from "./rooms.js";
-import { Thread } from "./thread.js";
+import { Panels } from "./panels.js";
+import { Members, PeoplePanel, inviteDialog, personMenu } from "./people.js";
+import { closePopup } from "./popup.js";
+import { Quotes } from "./quotes.js";
+import { Reading } from "./reading.js";
+import { Rooms } from "./rooms.js";
+import { RoomView } from "./roomview.js";
+import { openSettings } from "./settings.js";
+import { Sidebar, paintMe } from "./sidebar.js";
+import { plural, sentence, short, mentionOf } from "./text.js";
+import { ThreadPanel } from "./threadpanel.js";
 
-const PAGE = 50; // messages fetched at once
-const TYPING_EVERY = 3_000; // ms
-const LOOK_EVERY = 20_000; // ms between two looks for new rooms
-const LENGTH = 10_000; // characters of a message, where the server has its default
+const LOOK_EVERY = 60_000; // ms between two looks for what this connection is not told of
 
 const client = new Client({ url: websocketUrl() });
-const rooms = new Map(); // the joined ones: id → Room
-let known = []; // all that the server lists
-let me = "";
-let current = null; // the open Room
-let typingSent = 0;
+const rooms = new Rooms(client);
+const members = new Members(client);
+const reading = new Reading(client);
+const panels = new Panels((name) => name === "thread-panel" && thread.close());
+
+/** What the views share. `room`: the open one. */
+const desk = {
+  client, rooms, panels,
+  pictures: new Pictures(() => client.token),
+  me: "",
+  room: null,
+  quotesOf: (room) => (room.quotes ??= new Quotes(client, room)),
+  membersOf: (room, query) => members.names(room, query),
+  jump, openThread: (room, item) => openThread(room, item.id), openDirect, mention, settings,
+  person: (room, name, anchor) => personMenu(desk, members, room, name, anchor),
+  invite: (room) => inviteDialog(desk, room, knownPeople()),
+};
 
 const login = new Login(signIn);
-const panels = new Panels();
-const thread = new Thread({ retry, discard: (item) => current.discard(item), read: markRead });
+const view = new RoomView(desk, reading);
+const thread = new ThreadPanel(desk, reading);
+const people = new PeoplePanel(desk, members);
+const search = new SearchPanel(desk);
+const pins = new PinsPanel(desk);
+const mentions = new InboxPanel(desk, { prefix: "mentions", type: "list_mentions", key: "mentions", empty: "Nobody has mentioned you so far." });
+const threads = new InboxPanel(desk, { prefix: "threads", type: "list_threads", key: "threads", empty: "You follow a thread once you write in it, or are mentioned there." });
 const notices = new Notices({ onopen: (open) => open && panels.closeAll(false), onseen: keepSeen });
+const sidebar = new Sidebar(rooms, {
+  open, current: () => desk.room, look: (query) => client.online && rooms.look(query).catch(() => {}),
+  accept: (id) => open(id),
+  decline: (id) => rooms.decline(id).catch((error) => flash(sentence(error.message), "error")),
+});
+sidebar.onpaint = paintCounts;
 
 // -- signing in and out ----------------------------------------------------------------------------------------------
 
 function signIn(token, name) {
   kept.set("token", token);
   kept.set("name", name);
-  me = name;
+  desk.me = rooms.self = name;
+  rooms.admin = isAdmin(token);
   login.close();
   show($("app"), true);
   show($("skip"), true);
-  paintMe();
-  paintRoom();
+  paintMe(name);
+  view.paint();
   client.start(token);
+}
+
+/** What a token grants; it is the server that heeds it. */
+function isAdmin(token) {
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return claims.hubbub?.admin === true;
+  } catch {
+    return false;
+  }
 }
 
 function signOut(reason = "") {
   kept.clear();
-  for (const room of rooms.values()) room.clearTyping();
-  rooms.clear();
-  known = [];
-  current = null;
-  me = "";
-  thread.show(null);
+  present(null);
+  rooms.forget();
+  members.forget();
+  reading.forget();
+  desk.pictures.clear();
+  desk.me = rooms.self = "";
   notices.forget();
+  search.clear();
+  closePopup();
+  panels.close(false);
   panels.closeAll(false);
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  $("composer-input").value = "";
   history.replaceState(null, "", location.pathname + location.search);
+  sidebar.filter.value = "";
+  sidebar.paint();
   show($("app"), false);
   show($("skip"), false);
-  paintTitle();
+  document.title = "Hubbub";
   login.open(reason);
 }
 
@@ -72,10 +119,15 @@ client.addEventListener("state", ({ detail: state }) => {
   }
   paintState();
   if (state.retryAt) countdown = setInterval(paintState, 500);
-  if (state.name !== "online") for (const room of rooms.values()) room.clearTyping();
+  if (state.name !== "online") {
+    for (const room of rooms.all.values()) {
+      room.clearTyping();
+      if (room.state === "here") room.state = "entering"; // it comes back into it by itself
+    }
+  }
   $("app").toggleAttribute("data-online", state.name === "online");
-  paintPeople();
-  paintThreadEnds();
+  view.paintHead();
+  view.paintEnds();
 });
 
 function paintState() {
@@ -97,20 +149,23 @@ function paintState() {
 }
 
 client.addEventListener("auth_success", async ({ detail }) => {
-  if (me !== detail.user_id) {
-    me = detail.user_id;
-    kept.set("name", me);
+  if (desk.me !== detail.user_id) {
+    desk.me = rooms.self = detail.user_id;
+    kept.set("name", desk.me);
   }
-  paintMe();
-  const first = rooms.size === 0;
+  paintMe(desk.me);
+  const first = desk.room === null;
+  if (first) openFirst();
   followNotices();
-  await lookForRooms();
-  if (first) await enterFirstRooms();
+  await rooms.refresh();
+  if (first && !desk.room) openAny();
+  rooms.enterAll();
+  view.paintEnds();
 });
 
 client.addEventListener("token_expiring", async () => {
   try {
-    const token = await devLogin(me);
+    const token = await devLogin(desk.me);
     if (token === null) {
       notices.add({
         title: "Your token is about to expire", notification_type: "warning", timestamp: new Date().toISOString(),
@@ -127,321 +182,201 @@ client.addEventListener("token_expiring", async () => {
 
 // -- rooms -----------------------------------------------------------------------------------------------------------
 
-async function lookForRooms() {
+/** What the address names: a room, and maybe a message in it. */
+function linked() {
   try {
-    known = (await client.request("list_rooms")).rooms;
+    const [room, id] = decodeURIComponent(location.hash.slice(1)).split("/");
+    return { room, id: Number.parseInt(id, 10) || null };
   } catch {
-    return;
+    return { room: "", id: null };
   }
-  for (const { room_id: id, name } of known) {
-    const room = rooms.get(id);
-    if (room && room.name !== name) room.name = name;
-  }
-  paintRooms();
 }
 
-/** After a login or a reload: the rooms of this tab, the one in the address, or else the first there is. */
-async function enterFirstRooms() {
-  const before = kept.get("rooms") ?? [];
-  for (const { id, name, readTo } of before) enter(id, name).readTo = readTo;
-  const linked = linkedRoom();
-  const wanted = linked || kept.get("current") || before[0]?.id || known[0]?.room_id;
+/** After a login or a reload: the room in the address, or the one that this tab had open. */
+function openFirst() {
+  const { room, id } = linked();
+  const wanted = room || kept.get("current");
+  if (!wanted) return;
+  if (id) jump(wanted, id);
+  else open(wanted);
+}
+
+/** Else the liveliest of the user's, or a public one. */
+function openAny() {
+  const lively = (info) => new Date(info.last_at ?? info.created_at ?? 0).getTime();
+  const own = [...rooms.all.values()].filter((room) => !room.direct).sort((a, b) => lively(b.info) - lively(a.info));
+  const wanted = own[0]?.id ?? rooms.others[0]?.room_id;
   if (wanted) open(wanted);
-  else paintRoom();
-}
-
-function linkedRoom() {
-  try {
-    return decodeURIComponent(location.hash.slice(1));
-  } catch {
-    return "";
-  }
-}
-
-/** Join a room, if that was not done. */
-function enter(id, name = id) {
-  let room = rooms.get(id);
-  if (room && room.state !== "gone") return room;
-  if (!room) {
-    room = new Room(id, known.find((info) => info.room_id === id)?.name ?? name);
-    room.onchange = (what) => {
-      if (room !== current) return;
-      if (what === "typing") paintTyping();
-      else paintPeople();
-    };
-    rooms.set(id, room);
-  }
-  room.state = "entering";
-  client.join(id).catch(() => {}); // what it says comes as room_joined or room_refused
-  keepRooms();
-  return room;
 }
 
 function open(id) {
-  const room = enter(id);
-  if (current === room) {
+  const room = rooms.enter(id);
+  sidebar.clearFilter();
+  if (desk.room === room) {
     panels.closeAll();
-    return;
+    return room;
   }
-  if (current) {
-    current.draft = $("composer-input").value;
-    current.newFrom = null;
-  }
-  current = room;
   kept.set("current", id);
-  if (linkedRoom() !== id) history.replaceState(null, "", `#${encodeURIComponent(id)}`);
-  $("composer-input").value = room.draft;
-  typingSent = 0;
-  fitComposer();
-  paintRoom(); // before the thread, which measures where to begin
-  thread.show(room);
-  loadPast(room);
-  markRead();
-  paintRooms();
+  if (linked().room !== id) history.replaceState(null, "", `#${encodeURIComponent(id)}`);
+  present(room);
   panels.closeAll(false);
   focusComposer();
+  return room;
+}
+
+/** Show a room, or none. */
+function present(room) {
+  if (panels.side === "thread-panel") panels.close(false);
+  desk.room = room;
+  client.foremost = room?.id ?? null;
+  view.show(room);
+  people.show(room);
+  search.roomChanged();
+  if (panels.side === "pins-panel") pins.open();
+  sidebar.paint();
 }
 
 function focusComposer() {
-  if (panels.roomy && !document.querySelector("dialog[open]")) $("composer-input").focus();
+  if (panels.roomy && !document.querySelector("dialog[open]") && !$("room").inert) view.conversation.composer.field.focus();
 }
 
-async function leave(room) {
-  rooms.delete(room.id);
-  room.clearTyping();
-  client.leave(room.id).catch(() => {});
-  keepRooms();
-  if (current === room) {
-    current = null;
-    kept.set("current", null);
-    history.replaceState(null, "", location.pathname + location.search);
-    thread.show(null);
-    const next = rooms.keys().next().value;
-    if (next) open(next);
+rooms.on("entered", (room, { resumed, missed }) => {
+  const live = !room.stored;
+  if (room === desk.room) {
+    view.paintHead();
+    view.conversation.address();
+    if (missed && resumed) view.reload(room, live ? "Some messages were missed, and this room keeps none." : "You were away for long. The newest messages were loaded again.");
+    else view.load();
+    people.reload();
+    search.roomChanged();
   }
-  paintRooms();
-  paintRoom();
-  if (!current) $("new-room").focus();
-  await lookForRooms();
-}
-
-async function make(id, name) {
-  await client.request("create_room", { room_id: id, name }).catch((error) => {
-    throw new Error(client.online ? sentence(error.message) : "There is no connection now.");
-  });
-  known = [...known, { room_id: id, name, users: 0 }];
-  open(id);
-  lookForRooms();
-}
-
-client.addEventListener("room_joined", ({ detail }) => {
-  const room = rooms.get(detail.room_id);
-  if (!room) return;
-  const epochBefore = room.epoch;
-  room.state = "here";
-  room.name = detail.room.name;
-  if (detail.missed) {
-    room.addGap(detail.position.epoch === epochBefore
-      ? "Some messages were missed while you were away."
-      : "The server started afresh. Some messages may have been missed; those above are only kept on this page.");
-    room.loaded = false;
-    if (room === current) announce("Some messages were missed");
-  }
-  room.setEpoch(detail.position.epoch);
-  room.setUsers(detail.users, detail.count);
-  room.clearTyping();
-  if (!detail.resumed && room.readTo?.epoch === detail.position.epoch && room !== current) {
-    room.unread = Math.max(0, detail.position.offset - room.readTo.offset);
-  }
-  room.readTo ??= detail.position;
-  if (room === current) {
-    loadPast(room);
-    paintRoom();
-  }
-  paintRooms();
-  queueMicrotask(() => flush(room)); // after what was missed
+  thread.returned(room, missed);
+  queueMicrotask(() => room.timeline.outbox?.pump()); // after what was missed
 });
 
-client.addEventListener("room_refused", ({ detail }) => {
-  const room = rooms.get(detail.room_id);
-  if (!room) return;
-  room.state = "gone";
-  room.error = detail.error.code === "not_found" ? "" : sentence(detail.error.message);
-  for (const item of room.pending) room.fail(item.clientId, "the room is gone.");
-  room.setUsers([], 0);
-  if (room === current) paintRoom();
-  paintRooms();
-});
-
-/** The recent past of a room, once somebody looks at it. */
-async function loadPast(room) {
-  if (room.loaded || room.loading || room.state !== "here") return;
-  room.loading = true;
-  try {
-    const page = await client.request("history", { channel: `room:${room.id}`, limit: PAGE });
-    if (page.epoch === room.epoch || !page.epoch) {
-      room.loaded = true;
-      room.more = page.more;
-      const added = room.addMessages(page.messages, me);
-      const readTo = room.readTo?.epoch === room.epoch ? room.readTo.offset : 0;
-      if (!room.newFrom && room.unread) room.newFrom = added.find((item) => item.id > readTo && !item.own)?.key ?? null;
-      if (room === current) {
-        thread.refresh();
-        paintThreadEnds();
-        thread.toUnread();
-        markRead();
-      }
-    }
-  } catch {
-    // it is asked for again when the room is joined again
-  } finally {
-    room.loading = false;
-    if (room === current) paintThreadEnds();
-  }
-}
-
-async function loadEarlier() {
-  const room = current;
-  if (!room || room.loading || room.oldest === null) return;
-  room.loading = true;
-  paintThreadEnds();
-  try {
-    const page = await client.request("history", { channel: `room:${room.id}`, before: room.oldest, limit: PAGE });
-    room.more = page.more;
-    if (room === current) thread.hold(() => room.addMessages(page.messages, me));
-    announce(`${plural(page.messages.length, "earlier message")} shown`);
-  } catch {
-    announce("Earlier messages could not be fetched");
-  } finally {
-    room.loading = false;
-    if (room === current) paintThreadEnds();
-  }
-}
-
-// -- messages --------------------------------------------------------------------------------------------------------
-
-client.addEventListener("message", ({ detail }) => {
-  const room = rooms.get(detail.room_id);
-  if (!room) return;
-  room.setTyping(detail.data.user_id, false);
-  const added = room.addMessages([detail], me);
-  const others = added.filter((item) => !item.own);
-  if (room === current) {
-    thread.arrived(added);
-    paintThreadEnds();
-  }
-  if (room === current && watching()) {
-    markRead();
-  } else if (others.length) {
-    if (room.unread === 0 && room.loaded) room.newFrom = others[0].key;
-    room.unread += others.length;
-    if (room === current) thread.refresh();
-    paintRooms();
-  }
-});
-
-/** A slow connection made the server drop something; what it still has is fetched, and a hole is told. */
-client.addEventListener("gap", async ({ detail }) => {
-  const room = detail.channel.startsWith("room:") ? rooms.get(detail.channel.slice(5)) : undefined;
-  if (!room) return;
-  const after = room.newest ?? 0;
-  try {
-    const page = await client.request("history", { channel: detail.channel, after, limit: 200 });
-    room.addMessages(page.messages, me);
-    const ids = page.messages.map((message) => message.data.id);
-    if (ids[0] === after + 1 && ids.at(-1) >= detail.offset) return;
-  } catch {
-    // then it is a hole
-  }
-  room.addGap("Some messages were missed.", after);
-});
-
-const watching = () => document.visibilityState === "visible" && document.hasFocus() && thread.atEnd;
-
-function markRead() {
-  if (!current?.loaded || !watching()) return;
-  const position = client.position(current.id);
-  if (position) current.readTo = position;
-  if (current.unread) {
-    current.unread = 0;
-    paintRooms();
-  }
-  keepRooms();
-}
-
-function submit() {
-  const input = $("composer-input");
-  const text = input.value.trim();
-  if (!text || !current || current.state === "gone") return;
-  if ([...text].length > LENGTH) return;
-  const room = current;
-  if (room.newFrom) {
-    room.newFrom = null;
-    thread.refresh();
-  }
-  const item = room.addPending(me, text, randomId());
-  input.value = room.draft = "";
-  typingSent = 0;
-  fitComposer();
-  paintThreadEnds();
-  post(room, item);
-  input.focus();
-}
-
-/** Send a message that is shown already. While there is no connection it waits for `flush`. */
-async function post(room, item) {
-  if (!client.online || room.state !== "here") return;
-  const fields = { room_id: room.id, message: item.text, client_id: item.clientId };
-  try {
-    const ack = await client.request("chat_message", fields);
-    room.confirm(item.clientId, ack.id, ack.timestamp);
-  } catch (error) {
-    if (error.code === "connection_lost") return;
-    room.fail(item.clientId, sentence(error.message));
-    if (room === current) announce("A message was not sent");
-  }
-}
-
-/** The same client_id: if the server has the message after all, it is not sent twice. */
-function retry(item) {
-  if (current.state === "gone") return;
-  current.setPending(item);
-  post(current, item);
-  $("composer-input").focus();
-}
-
-async function flush(room) {
-  for (const item of room.pending) await post(room, item);
-}
-
-client.addEventListener("user_joined", ({ detail }) => rosterChanged(detail, (room) => room.userJoined(detail.user_id)));
-client.addEventListener("user_left", ({ detail }) => rosterChanged(detail, (room) => room.userLeft(detail.user_id)));
-client.addEventListener("room_count", ({ detail }) => rooms.get(detail.room_id)?.setUsers(null, detail.count));
-client.addEventListener("typing", ({ detail }) => {
-  if (detail.user_id !== me) rooms.get(detail.room_id)?.setTyping(detail.user_id, detail.active);
-});
-
-async function rosterChanged({ room_id: id }, change) {
-  const room = rooms.get(id);
-  if (!room) return;
-  if (room.usersKnown) {
-    change(room);
+rooms.on("gone", (room) => {
+  room.timeline.outbox?.fail("you are not in the room any more.");
+  if (room !== desk.room) return;
+  kept.set("current", null);
+  if (panels.side === "thread-panel") panels.close(false);
+  if (room.reason) {
+    view.paint();
+    view.conversation.address();
+    announce(room.reason);
     return;
   }
-  try { // the room has become small enough for a list
-    const { users, count } = await client.request("presence", { channel: `room:${id}` });
-    const list = Object.entries(users).map(([user, here]) => ({ user_id: user, ...here }));
-    room.setUsers(list.length === count ? list : null, count);
-  } catch {
-    // the next change asks again
+  history.replaceState(null, "", location.pathname + location.search);
+  present(null);
+  openAny();
+  if (!desk.room) $("new-room").focus();
+});
+
+rooms.on("message", (room, data, item) => {
+  if (room === desk.room) view.said(data, item);
+});
+
+rooms.on("event", (room, type, data) => {
+  if (type === "member") members.forget(room.id);
+  if (room !== desk.room) return;
+  if (type === "pinned" || type === "message_updated" || type === "message_deleted") pins.load();
+  if (type === "member" && data.user_id === desk.me) view.conversation.address();
+});
+
+/** A slow connection made the server drop something: what is shown is fetched anew. */
+client.addEventListener("gap", ({ detail }) => {
+  const room = detail.channel.startsWith("room:") ? rooms.get(detail.channel.slice(5)) : null;
+  if (!room) return;
+  view.reload(room, "The connection was too slow for all that happened. The messages were loaded again.");
+  if (room.thread) thread.returned(room, true);
+  rooms.refresh();
+});
+
+/** Go to a message, in whatever room or thread it is. */
+async function jump(roomId, id, threadId = null) {
+  const room = open(roomId);
+  if (!(await entered(room))) return;
+  if (threadId) {
+    await thread.open(room, threadId, { around: id });
+    if (threadId === id || thread.timeline?.find(id)) return;
+  } else if (await view.jump(id)) {
+    panels.closeAll(false);
+    return;
   }
+  flash("This message is not there any more, or not for you.", "error");
+}
+
+/** Once the connection is in a room; false if it does not come to that. */
+function entered(room) {
+  if (room.state === "here" || room.state === "gone") return Promise.resolve(room.state === "here");
+  return new Promise((resolve) => {
+    const done = (what) => (other) => {
+      if (other !== room) return;
+      for (const end of ends) end();
+      resolve(what);
+    };
+    const ends = [rooms.on("entered", done(true)), rooms.on("gone", done(false))];
+  });
+}
+
+function openThread(room, id) {
+  if (room !== desk.room) open(room.id);
+  return thread.open(room, id);
+}
+
+async function openDirect(names) {
+  try {
+    const { room } = await client.request("open_direct", { user_ids: names });
+    const known = rooms.get(room.room_id);
+    if (known) known.update(room);
+    else rooms.add(room);
+    open(room.room_id);
+  } catch (error) {
+    flash(sentence(error.message), "error");
+    throw new Error(sentence(error.message));
+  }
+}
+
+/** Call somebody in the field where one writes. */
+function mention(name) {
+  const written = mentionOf(name);
+  if (!written) return void flash("This name has brackets in it, and cannot be mentioned.", "error");
+  panels.closeAll(false);
+  view.conversation.composer.insert(`${written} `);
+}
+
+async function make(fields, invited) {
+  if (!client.online) throw new Error("There is no connection now.");
+  const inside = fields.visibility === "private" ? { members: invited } : {};
+  const { room } = await client.request("create_room", { ...fields, ...inside }).catch((error) => {
+    throw new Error(sentence(error.message));
+  });
+  if (room.me) rooms.add(room);
+  open(room.room_id);
+  if (invited.length && fields.visibility !== "private") {
+    client.request("invite", { room_id: room.room_id, user_ids: invited }).catch((error) => flash(`Not invited: ${error.message}`, "error"));
+  }
+  rooms.refresh();
+}
+
+function knownPeople() {
+  const names = new Set();
+  for (const room of rooms.all.values()) {
+    for (const user of room.users.keys()) names.add(user);
+    for (const user of room.others) names.add(user);
+  }
+  names.delete(desk.me);
+  return [...names].sort().slice(0, 500);
+}
+
+function settings(tab) {
+  if (desk.room) openSettings(desk, members, desk.room, tab);
 }
 
 // -- notifications ---------------------------------------------------------------------------------------------------
 
 /** Ask for what was sent to this user before the page was open, and from then on for what is missed while away. */
 async function followNotices() {
-  const channel = `user:${me}`;
+  const channel = `user:${desk.me}`;
   if (client.follows(channel)) return;
   client.follow(channel).catch(() => {}); // a token's user may have too long a name for it
   const seen = kept.get("seen");
@@ -451,8 +386,8 @@ async function followNotices() {
 
 async function fetchNotices(options) {
   try {
-    const page = await client.request("history", { channel: `user:${me}`, limit: 20 });
-    for (const { data, offset } of page.messages) notices.add(data, options(page.epoch, offset));
+    const page = await client.request("history", { channel: `user:${desk.me}`, limit: 20 });
+    for (const { data, offset } of page.messages) if (data) notices.add(data, options(page.epoch, offset));
   } catch {
     // what arrives from now on is shown all the same
   }
@@ -464,217 +399,101 @@ client.addEventListener("subscribed", ({ detail }) => {
 
 /** How far this tab's user has looked, so that a reload does not count it again. */
 function keepSeen() {
-  const position = client.channelPosition(`user:${me}`);
+  const position = client.channelPosition(`user:${desk.me}`);
   if (position && notices.unread === 0) kept.set("seen", position);
 }
 
-client.addEventListener("notification", ({ detail }) => notices.add(detail.data));
+client.addEventListener("notification", ({ detail }) => {
+  const { metadata } = detail.data;
+  const here = metadata?.kind === "mention" && metadata.room_id === desk.room?.id && view.watched;
+  notices.add(detail.data, here ? { old: true, seen: true } : {}); // what one is looking at need not be told
+  if (metadata?.kind === "mention") mentions.load();
+});
 client.addEventListener("broadcast_notification", ({ detail }) => notices.add(detail.data, { everyone: true }));
 
-// -- what is shown ---------------------------------------------------------------------------------------------------
+// -- what is unread over all rooms -----------------------------------------------------------------------------------
 
-function paintMe() {
-  paintAvatar($("me-avatar"), me || "?");
-  setText($("me-name"), me);
-}
-
-function paintTitle() {
-  const unread = [...rooms.values()].reduce((sum, room) => sum + room.unread, 0);
-  document.title = `${unread ? `(${unread}) ` : ""}${current ? `${current.name} · ` : ""}Hubbub`;
-  show($("menu-dot"), [...rooms.values()].some((room) => room.unread && room !== current));
-}
-
-function paintRooms() {
-  const focused = document.activeElement?.dataset?.room;
-  const others = known.filter((info) => !rooms.has(info.room_id));
-  $("joined-rooms").replaceChildren(...[...rooms.values()].map((room) => roomLine(room.id, room.name, {
-    current: room === current, unread: room.unread, gone: room.state === "gone",
-  })));
-  $("other-rooms").replaceChildren(...others.map((info) => roomLine(info.room_id, info.name, { users: info.users ?? 0 })));
-  show($("joined-empty"), rooms.size === 0);
-  show($("other-empty"), others.length === 0);
-  if (focused) [...document.querySelectorAll("[data-room]")].find((line) => line.dataset.room === focused)?.focus();
-  paintTitle();
-}
-
-function roomLine(id, name, { current: isCurrent = false, unread = 0, gone = false, users = null }) {
-  return h("li", {},
-    h("button", {
-      class: `room-line${unread ? " has-unread" : ""}${gone ? " gone" : ""}`, type: "button", title: id,
-      dataset: { room: id }, "aria-current": isCurrent ? "page" : null, onclick: () => open(id),
-    },
-      h("span", { class: "hash", "aria-hidden": "true" }, "#"),
-      h("bdi", { class: "room-line-name" }, name),
-      unread > 0 && h("span", { class: "badge", "aria-label": `${unread} unread` }, unread > 99 ? "99+" : String(unread)),
-      users !== null && users > 0 && h("span", { class: "here", "aria-label": `${users} here` }, String(users)),
-      gone && h("span", { class: "here" }, "gone"),
-    ));
-}
-
-function paintRoom() {
-  $("room").classList.toggle("none", current === null);
-  setText($("room-name"), current?.name ?? "");
-  show($("room-head"), current !== null);
-  setText($("composer-label"), current ? `Message to ${current.name}` : "Message");
-  $("composer-input").placeholder = current ? `Message ${current.name}` : "";
-  paintPeople();
-  paintTyping();
-  paintThreadEnds();
-  paintCompose();
-  paintTitle();
-}
-
-function paintCompose() {
-  show($("compose"), current !== null && current.state !== "gone");
-}
-
-/** Above and in place of the messages: more to fetch, nothing yet, no room, no such room any more. */
-function paintThreadEnds() {
-  const room = current;
-  const canFetch = Boolean(room?.more && room.state === "here");
-  show($("earlier"), canFetch);
-  $("earlier").disabled = Boolean(room?.loading);
-  const note = room && room.full ? "Only the newest messages are kept on this page." : "";
-  show($("thread-note"), note !== "");
-  setText($("thread-note"), note);
-  const [title, text, action] = emptyWords(room);
-  show($("thread-empty"), title !== "");
-  setText($("empty-title"), title);
-  setText($("empty-text"), text);
-  show($("empty-action"), action !== "");
-  setText($("empty-action"), action);
-}
-
-function emptyWords(room) {
-  if (!room) return client.online ? ["No room is open", "Pick one of the list, or make a new one.", "New room"] : ["", "", ""];
-  if (room.state === "gone") {
-    return room.error
-      ? ["This room cannot be entered", room.error, ""]
-      : ["This room is not there", "It may have gone with a restart of the server: rooms are kept in memory.", "Make it again"];
+function paintCounts() {
+  let unread = 0;
+  let called = 0;
+  let elsewhere = false;
+  for (const room of rooms.all.values()) {
+    const counts = room.notify === "all" ? room.unread : room.notify === "mentions" ? room.mentions : 0;
+    unread += counts;
+    called += room.mentions;
+    if (counts && room !== desk.room) elsewhere = true;
   }
-  if (room.state === "here" && room.loaded && room.items.length === 0) {
-    return ["Nothing said yet", "The first word is yours.", ""];
-  }
-  return ["", "", ""];
+  document.title = `${unread ? `(${short(unread)}) ` : ""}${desk.room ? `${desk.room.name} · ` : ""}Hubbub`;
+  show($("menu-dot"), elsewhere || rooms.invitations.size > 0);
+  show($("mention-count"), called > 0);
+  setText($("mention-count"), short(called));
 }
 
-function paintPeople() {
-  const room = current;
-  const names = room ? [...room.users.keys()] : [];
-  names.sort((a, b) => (b === me) - (a === me) || a.localeCompare(b));
-  $("people-list").replaceChildren(...names.map((name) => h("li", { class: room.typing.has(name) ? "person types" : "person" },
-    avatar(name), h("bdi", { class: "person-name" }, name), name === me && h("span", { class: "you" }, "you"))));
-  const count = room?.count ?? 0;
-  setText($("people-count"), String(count));
-  show($("people-note"), Boolean(room && !room.usersKnown));
-  setText($("people-note"), `${count} people: too many to list.`);
-  const here = room?.state === "here" && client.online;
-  setText($("room-sub"), here ? `${count === 1 ? "Only you are" : `${count} people are`} here` : room && !client.online ? "Not connected" : "");
-}
-
-function paintTyping() {
-  const names = current ? [...current.typing.keys()] : [];
-  const text = names.length === 0 ? ""
-    : names.length === 1 ? `${names[0]} is typing`
-    : names.length === 2 ? `${names[0]} and ${names[1]} are typing`
-    : "Several people are typing";
-  if (text) setText($("typing-text"), text); // it keeps its words while it fades
-  $("typing").classList.toggle("on", text !== "");
-  $("typing").setAttribute("aria-hidden", String(text === ""));
-}
-
-function fitComposer() {
-  const input = $("composer-input");
-  input.style.height = "auto";
-  input.style.height = `${input.scrollHeight}px`;
-  const left = LENGTH - [...input.value].length;
-  setText($("composer-left"), left < 500 ? ` · ${left} characters left` : "");
-  $("send").disabled = input.value.trim() === "";
-}
-
-// -- small things ----------------------------------------------------------------------------------------------------
-
-/** What a server says begins without a capital and ends without a stop, and may name a path. */
-function sentence(text) {
-  const plain = text.replace(/ - at `\$.*$/, "");
-  return `${plain.charAt(0).toUpperCase()}${plain.slice(1)}${/[.!?]$/.test(plain) ? "" : "."}`;
-}
-
-/** randomUUID is there only in secure contexts, and plain http on a network is none. */
-function randomId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-function keepRooms() {
-  kept.set("rooms", [...rooms.values()].map(({ id, name, readTo }) => ({ id, name, readTo })));
-}
+// -- buttons and keys ------------------------------------------------------------------------------------------------
 
 function step(by) {
-  const ids = [...rooms.keys()];
-  if (ids.length > 1) open(ids[(ids.indexOf(current?.id) + by + ids.length) % ids.length]);
+  const ids = [...rooms.channels, ...rooms.directs].map((room) => room.id);
+  if (ids.length > 1) open(ids[(ids.indexOf(desk.room?.id) + by + ids.length) % ids.length]);
 }
 
-const openRoomDialog = roomDialog(make, focusComposer);
-aboutDialog(() => ({ user: me, room: current?.id ?? "general" }));
+const openNewRoom = () => newRoomDialog({ make, suggestions: knownPeople() });
+const toggle = (name, panel) => (panels.side === name ? panels.close() : panel.open());
+aboutDialog(() => ({ user: desk.me, room: desk.room?.id ?? "general" }));
 
 $("sign-out").addEventListener("click", () => client.stop());
 $("status-retry").addEventListener("click", () => client.retry());
-$("new-room").addEventListener("click", openRoomDialog);
+$("new-room").addEventListener("click", openNewRoom);
+$("new-direct").addEventListener("click", () => directDialog({ open: openDirect, suggestions: knownPeople() }));
+$("people-invite").addEventListener("click", () => desk.invite(desk.room));
+$("settings-button").addEventListener("click", () => settings());
+$("search-button").addEventListener("click", () => toggle("search-panel", search));
+$("pins-button").addEventListener("click", () => toggle("pins-panel", pins));
+$("open-mentions").addEventListener("click", () => toggle("mentions-panel", mentions));
+$("open-threads").addEventListener("click", () => toggle("threads-panel", threads));
 $("refresh-rooms").addEventListener("click", async () => {
-  await lookForRooms();
-  announce(plural(known.length, "room"));
+  await rooms.refresh();
+  announce(plural(rooms.others.length, "further room"));
 });
-$("leave-room").addEventListener("click", () => current && leave(current));
-$("earlier").addEventListener("click", loadEarlier);
-$("empty-action").addEventListener("click", async () => {
-  if (!current) openRoomDialog();
-  else await make(current.id, current.name).catch(() => enter(current.id)); // somebody was faster
-  if (current) paintRoom();
-});
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  submit();
-});
-$("composer-input").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
-    event.preventDefault();
-    submit();
-  }
-});
-$("composer-input").addEventListener("input", () => {
-  fitComposer();
-  const now = Date.now();
-  if ($("composer-input").value.trim() && current?.state === "here" && now - typingSent >= TYPING_EVERY) {
-    if (client.send("typing", { room_id: current.id })) typingSent = now;
-  }
-});
+$("empty-action").addEventListener("click", () => (desk.room ? view.load() : openNewRoom()));
 $("skip").addEventListener("click", (event) => {
   event.preventDefault();
-  $("composer-input").focus();
+  view.conversation.composer.field.focus();
 });
+
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
-    if (panels.closeAll()) return;
+  const { key, altKey, ctrlKey, metaKey, shiftKey } = event;
+  if (document.querySelector("dialog[open]") || $("app").hidden) return;
+  if (key === "Escape" && !event.defaultPrevented) {
     if (notices.open) notices.toggle(false);
-    else notices.dismiss();
-  } else if (event.altKey && !event.ctrlKey && !event.metaKey && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
+    else if (!panels.closeAll() && !panels.close()) notices.dismiss();
+  } else if (altKey && !ctrlKey && !metaKey && (key === "ArrowUp" || key === "ArrowDown")) {
     event.preventDefault();
-    step(event.key === "ArrowUp" ? -1 : 1);
+    step(key === "ArrowUp" ? -1 : 1);
+  } else if ((ctrlKey || metaKey) && !altKey && key.toLowerCase() === (shiftKey ? "f" : "k")) {
+    event.preventDefault();
+    if (shiftKey) return void search.open();
+    if (!panels.roomy) panels.setDrawer(true);
+    sidebar.filter.focus();
   }
 });
 document.addEventListener("pointerdown", (event) => {
   if (notices.open && !$("notices").contains(event.target) && !$("bell").contains(event.target)) notices.toggle(false);
 });
-addEventListener("focus", () => {
-  markRead();
-  if (client.online) lookForRooms();
-});
+for (const name of ["focus", "visibilitychange"]) {
+  (name === "focus" ? window : document).addEventListener(name, () => {
+    view.look();
+    thread.look();
+  });
+}
+addEventListener("focus", () => client.online && rooms.refresh());
 addEventListener("hashchange", () => {
-  const id = linkedRoom();
-  if (id && client.online) open(id);
+  const { room, id } = linked();
+  if (!room || !client.online) return;
+  if (id) jump(room, id);
+  else open(room);
 });
 setInterval(() => {
-  if (client.online && document.visibilityState === "visible") lookForRooms();
+  if (client.online && document.visibilityState === "visible") rooms.refresh();
 }, LOOK_EVERY);
 
 const token = kept.get("token");
