@@ -25,6 +25,7 @@ async def test_health_has_the_guides_fields(lane: str) -> None:
             "status": "healthy",
             "active_connections": 1,
             "uptime": 12.5,
+            "store": "ok",
             "version": __version__,
         }
         answer = await http.get("/health/live")

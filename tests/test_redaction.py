@@ -29,6 +29,7 @@ JWT = forge(claims())
     [
         ("GET /ws?token=abc&x=1 HTTP/1.1", "GET /ws?token=[redacted]&x=1 HTTP/1.1"),
         ("/ws?x=1&TOKEN=abc", "/ws?x=1&TOKEN=[redacted]"),
+        ("/api/files/7?expires=9&signature=abc", "/api/files/7?expires=9&signature=[redacted]"),
         ("/ws?access_token=abc#f", "/ws?access_token=[redacted]"),
         ("cookie: hubbub_token=abc; b=2", "cookie: hubbub_token=[redacted]; b=2"),
         ("x=a.b.token=abc", "x=a.b.token=[redacted]"),

@@ -525,3 +525,27 @@ async def test_a_file_is_sent_once(tmp_path: Path) -> None:
         body = {"message": "look", "files": [info["id"]]}
         answers = await asyncio.gather(*(alice.post(f"{ROOM}/messages", json=body) for _ in range(5)))
         assert sorted(answer.status_code for answer in answers) == [201, 404, 404, 404, 404]
+
+
+async def test_a_file_is_in_one_message_of_a_turn(tmp_path: Path) -> None:
+    async with (
+        served(files=str(tmp_path)) as server,
+        people(server, "alice") as (alice,),
+        server.client("alice") as socket,
+    ):
+        await make_room(alice)
+        await socket.ask("join_room", room_id="tea")
+        info = await upload(alice)
+        for ref in "abc":
+            await socket.send("chat_message", room_id="tea", message="x", files=[info["id"]], ref=ref)
+        assert (await socket.expect("error", ref="b"))["code"] == "not_found"
+        await socket.expect("error", ref="c")
+
+
+async def test_the_bytes_of_a_deleted_message_go(tmp_path: Path) -> None:
+    async with served(files=str(tmp_path)) as server, people(server, "alice") as (alice,):
+        await make_room(alice)
+        number = await send(alice, await upload(alice))
+        good(await alice.delete(f"{ROOM}/messages/{number}"))
+        server.hubbub.uploads.sweep(1e9)
+        await until(lambda: not stored(tmp_path), "its bytes are gone")

@@ -126,7 +126,7 @@ class Hubbub(Declares, Owner):
         self.chat = Chat(self.hub, self.store, self._prepare_store, self._notify)
         files = files_from(self.settings.files, self.settings.data_dir)
         self.uploads = Uploads(self.hub, self.store, files)
-        Upkeep(self.hub, self.store, files)
+        Upkeep(self.hub, self.store)
         self._counters = _transport_counters()
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)

@@ -8,7 +8,7 @@ import re
 _HIDDEN = "[redacted]"
 # possessive, and anchored where a match cannot fail after having looked far: the time is linear in the text
 _BEARER = re.compile(r"(\bbearer(?: ++|\.|%20))[a-z0-9._~+/=%-]++", re.IGNORECASE)
-_NAMED = re.compile(r"""(token(?:=|%3d|["']\s*+:\s*+["']))[^&\s"'<>;]++""", re.IGNORECASE)
+_NAMED = re.compile(r"""((?:token|signature)(?:=|%3d|["']\s*+:\s*+["']))[^&\s"'<>;]++""", re.IGNORECASE)
 _DOTTED = re.compile(r"(?<![a-z0-9_-])[a-z0-9_-]++(?:(?:\.|%2e)[a-z0-9_-]*+)++", re.IGNORECASE)
 _JWT_HEAD = re.compile(r"(?:ey[JAI]|ew[o0k])[A-Za-z0-9_-]{12}")  # base64 of a brace and what JSON may have after it
 

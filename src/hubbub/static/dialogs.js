@@ -54,7 +54,7 @@ export function wrong(field, message) {
 }
 
 /** A field: {element, value(), set(value), focus(), onchange()}. */
-export function buildField(prefix, { name, label, type = "text", value = "", options = [], hint = "", optional = "", maxlength, placeholder, mono = false, suggestions = [] }) {
+export function buildField(prefix, { name, label, type = "text", options = [], value = options[0]?.[0] ?? "", hint = "", optional = "", maxlength, placeholder, mono = false, suggestions = [] }) {
   const id = `${prefix}-${name}`;
   const field = { onchange: () => {} };
   const common = { id, name, maxlength, placeholder, "aria-describedby": hint ? `${id}-hint ${prefix}-error` : `${prefix}-error` };

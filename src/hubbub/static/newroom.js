@@ -4,7 +4,7 @@ import { formDialog, wrong } from "./dialogs.js";
 import { idOf } from "./text.js";
 
 const ID = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/;
-const KINDS = [["group", "Group"], ["large", "Large: counts instead of lists"], ["broadcast", "Broadcast: only moderators write"], ["live", "Live: nothing is kept"]];
+const KINDS = [["", "The usual"], ["group", "Group: receipts, reactions, typing"], ["large", "Large: counts instead of lists"], ["broadcast", "Broadcast: only moderators write"], ["live", "Live: nothing is kept"]];
 
 /** `make(fields)` makes it and opens it. */
 export function newRoomDialog({ make, suggestions }) {
@@ -25,7 +25,7 @@ export function newRoomDialog({ make, suggestions }) {
       if (!name) throw wrong("name", "A room needs a name.");
       if (id && !ID.test(id)) throw wrong("id", "An id has 1 to 64 of A–Z a–z 0–9 . _ - and starts with a letter or a digit.");
       if (kind === "live" && visibility !== "public") throw wrong("kind", "A live room is for everybody.");
-      await make({ name, topic, visibility, kind, ...(id && { room_id: id }) }, members).catch((error) => {
+      await make({ name, topic, visibility, ...(kind && { kind }), ...(id && { room_id: id }) }, members).catch((error) => {
         throw wrong("id", error.message);
       });
     },

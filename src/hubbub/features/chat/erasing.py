@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, fun
 from hubbub.auth import Grants
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Caller, RoomRow
-from hubbub.features.chat.exported import scanned
+from hubbub.features.chat.exported import room_of_key, scanned
 from hubbub.features.chat.membership import drop_invitation, drop_member, expel
 from hubbub.features.chat.mentioning import EVERYONE
 from hubbub.features.chat.render import extra_of
@@ -138,7 +138,7 @@ def _rooms_of(user_id: str, connection: Connection) -> Sequence[int]:
         for table, column in ((t.members, "user_id"), (t.invitations, "user_id"), (t.attachments, "owner"))
     ]
     at_messages = [
-        select(column.op(">>")(SEQ_BITS)).where(column.table.c.user_id == user_id)
+        select(room_of_key(column)).where(column.table.c.user_id == user_id)
         for column in (t.reactions.c.message, t.mentions.c.message, t.followers.c.root)
     ]
     bans = select(t.bans.c.room_no).where(_reasoned(user_id))
@@ -184,7 +184,7 @@ def _erase_some(
     connection.execute(
         update(tables.bans).where(tables.bans.c.room_no == room_no, _reasoned(user_id)).values(reason="")
     )
-    messages = _blank_messages(tx, room, list(some.messages))
+    messages, of_messages = _blank_messages(tx, room, list(some.messages))
     _blank_events(connection, user_id, list(some.events))
     in_room = _between(room_no)
     r, m, f, a = tables.reactions.c, tables.mentions.c, tables.followers.c, tables.attachments.c
@@ -196,7 +196,7 @@ def _erase_some(
     whole = last and not (more_reactions or more_mentions or more_followed or more_files)
     if whole:
         tx.event(room, "user_erased", ErasedData(user_id))
-    return _Step(tx.outcome, Erased(0, messages, reactions, mentions, len(files)), whole=whole)
+    return _Step(tx.outcome, Erased(0, messages, reactions, mentions, of_messages + len(files)), whole=whole)
 
 
 def _leave(tx: Tx, room: RoomRow, user_id: str) -> None:
@@ -230,10 +230,11 @@ def _delete_some(
     return removed, more
 
 
-def _blank_messages(tx: Tx, room: RoomRow, keys: list[int]) -> int:
-    """Make tombstones of messages, as if they were deleted; nobody in the room hears of each."""
+def _blank_messages(tx: Tx, room: RoomRow, keys: list[int]) -> tuple[int, int]:
+    """Make tombstones of messages, as if they were deleted; nobody in the room hears of each. Returns how many, and how
+    many files they had."""
     if not keys:
-        return 0
+        return 0, 0
     t, execute = tables.messages.c, tx.connection.execute
     mentioning = select(t.key, t.author, t.extra).where(t.key.in_(keys), t.deleted_at.is_(None), t.extra.is_not(None))
     for row in execute(mentioning).all():
@@ -242,7 +243,7 @@ def _blank_messages(tx: Tx, room: RoomRow, keys: list[int]) -> int:
     forget(tx.connection, t.key.in_(keys))
     for table in (tables.versions, tables.reactions, tables.mentions):
         execute(delete(table).where(table.c.message.in_(keys)))
-    drop_files(tx.connection, tables.attachments.c.message.in_(keys))
+    files = drop_files(tx.connection, tables.attachments.c.message.in_(keys))
     pins = execute(delete(tables.pins).where(tables.pins.c.message.in_(keys))).rowcount
     if pins:
         tx.change_room(room, pin_count=room.pin_count - pins)
@@ -254,7 +255,7 @@ def _blank_messages(tx: Tx, room: RoomRow, keys: list[int]) -> int:
         deleted_at=func.coalesce(t.deleted_at, tx.now),
         deleted_by=case((new, ""), else_=t.deleted_by),
     )
-    return execute(blank.where(t.key.in_(keys))).rowcount
+    return execute(blank.where(t.key.in_(keys))).rowcount, files
 
 
 def _uncount(tx: Tx, room: RoomRow, row: Any, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET
-from sqlalchemy import Column, ColumnElement, Connection, Select, Table, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, literal, literal_column, select, tuple_
 
 from hubbub.features.chat import tables
 from hubbub.features.chat.lines import (
@@ -23,7 +23,7 @@ from hubbub.features.chat.lines import (
     time_of,
 )
 from hubbub.features.chat.render import SYSTEM, extra_of
-from hubbub.features.chat.tables import SEQ_MASK
+from hubbub.features.chat.tables import SEQ_BITS, SEQ_MASK
 from hubbub.features.chat.tells import FileInfo
 
 T = TypeVar("T")
@@ -58,6 +58,13 @@ async def pages(read: Read, query: Select[Any], *columns: Column[Any]) -> AsyncI
 
 def _all(query: Select[Any], connection: Connection) -> Sequence[Any]:
     return connection.execute(query).all()
+
+
+def room_of_key(column: ColumnElement[int]) -> ColumnElement[int]:
+    """The number of the room that a key belongs to."""
+    return column.op(">>")(
+        literal_column(str(SEQ_BITS))
+    )  # as a parameter it would be a bigint, which PostgreSQL refuses
 
 
 async def scanned(read: Read, table: Table, which: ColumnElement[bool]) -> AsyncIterator[Sequence[int]]:

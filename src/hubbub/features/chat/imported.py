@@ -28,8 +28,7 @@ from hubbub.features.chat.lines import (
     milliseconds_of,
     time_of,
 )
-from hubbub.features.chat.render import SYSTEM, Extra
-from hubbub.features.chat.sending import file_info
+from hubbub.features.chat.render import SYSTEM, Extra, file_info
 from hubbub.features.chat.tables import key_of
 from hubbub.messages import JSON
 

@@ -18,12 +18,13 @@ from hubbub.features.chat.exported import (
     files_of,
     in_keys,
     pages,
+    room_of_key,
     scanned,
     versions_of,
 )
 from hubbub.features.chat.lines import FORMAT, FileLine, Time, VersionLine, maybe_time_of, time_of
 from hubbub.features.chat.render import MESSAGE_COLUMNS, SYSTEM, extra_of
-from hubbub.features.chat.tables import SEQ_BITS, SEQ_MASK
+from hubbub.features.chat.tables import SEQ_MASK
 
 
 class UserLine(Struct, tag="user", omit_defaults=True):
@@ -189,8 +190,8 @@ def _in_rooms(table: Table, column: str, user_id: str) -> Select[Any]:
 
 def _at_messages(table: Table, user_id: str) -> Select[Any]:
     """Rows of a table of what belongs to messages."""
-    of_room = _rooms.c.no == table.c.message.op(">>")(SEQ_BITS)
-    return select(table, _room_id).join(_rooms, of_room).where(table.c.user_id == user_id)
+    of_room = _rooms.c.no == room_of_key(table.c.message)
+    return select(table, _room_id).join_from(table, _rooms, of_room).where(table.c.user_id == user_id)
 
 
 def _membership(row: Any) -> MembershipLine:

@@ -135,6 +135,11 @@ def _pinned(tx: Tx, room: RoomRow | None, keys: Sequence[int]) -> set[int]:
     return set(tx.connection.scalars(select(tables.pins.c.message).where(tables.pins.c.message.in_(keys))))
 
 
+def file_info(file: Any) -> FileInfo:
+    """An attachment (a row, or what is known of it) as the wire has it."""
+    return FileInfo(file.id, file.name, file.media_type, file.size, f"/api/files/{file.id}")
+
+
 def room_info(
     room: RoomRow,
     me: MyRoom | UnsetType = UNSET,

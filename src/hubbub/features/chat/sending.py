@@ -17,7 +17,7 @@ from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Act, Caller, MemberRow, RoomRow, check, rank_of
 from hubbub.features.chat.mentioning import EVERYONE
-from hubbub.features.chat.render import SYSTEM, Extra
+from hubbub.features.chat.render import SYSTEM, Extra, file_info
 from hubbub.features.chat.tables import SEQ_MASK, key_of
 from hubbub.features.chat.tells import FileInfo
 from hubbub.features.chat.timeline import NOTIFIED, mentioned_members
@@ -89,6 +89,7 @@ class _Writing:
         self.said: dict[tuple[int, str, str], Sent] = {}
         self.last: dict[tuple[int, str], Sent] = {}
         self.rows: list[dict[str, Any]] = []
+        self.attached: set[str] = set()
 
     def write(self, items: Sequence[Send]) -> list[Sent | ClientError]:
         self._read(items)
@@ -224,11 +225,12 @@ class _Writing:
             t.id.in_(wanted), t.room_no == room.no, t.owner == item.caller.user_id, t.message.is_(None)
         )
         found = {row.id: row for row in self.connection.execute(query)}
-        missing = [each for each in wanted if each not in found]
+        missing = [each for each in wanted if each not in found or each in self.attached]
         if missing:
             raise ClientError(
                 ErrorCode.NOT_FOUND, f"no attachment {missing[0]!r} of yours waits in this room - at `$.files`"
             )
+        self.attached.update(wanted)
         return [file_info(found[each]) for each in wanted]
 
     def _follow_up(self, items: Sequence[Send], results: Sequence[Sent | ClientError]) -> None:
@@ -289,11 +291,6 @@ class _Writing:
 
     def _tx(self, caller: Caller) -> Tx:
         return Tx(self.connection, caller, self.now, self.settings, writes=True)
-
-
-def file_info(row: Any) -> FileInfo:
-    """An attachment's row as the wire has it."""
-    return FileInfo(row.id, row.name, row.media_type, row.size, f"/api/files/{row.id}")
 
 
 def said_data(item: Send, sent: Sent, timestamp: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from hubbub.features.chat.tables import SEQ_MASK, key_of
 from hubbub.features.chat.tells import Done, EditAck, PinData, Pins, ReactionData, VersionInfo, Versions
 from hubbub.features.chat.texts import check_text
 from hubbub.features.chat.tx import Mentioned, Tx, reads, stamp, writes
+from hubbub.features.chat.uploads import drop_files
 from hubbub.messages import JSON
 
 NOTIFIED: Final = 1000
@@ -211,8 +212,9 @@ def blank(tx: Tx, room: RoomRow, row: Row[Any]) -> int:
     seq = row.key & SEQ_MASK
     if mentioned := extra_of(row).mentions:
         _uncount(tx, room, row, _called(mentioned))
-    for table in (tables.versions, tables.reactions, tables.mentions, tables.attachments):
+    for table in (tables.versions, tables.reactions, tables.mentions):
         tx.connection.execute(delete(table).where(table.c.message == row.key))
+    drop_files(tx.connection, tables.attachments.c.message == row.key)
     _take_down(tx, room, row.key)
     reindex(tx, room, row, "")
     tx.connection.execute(

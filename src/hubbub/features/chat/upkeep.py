@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from hubbub.errors import ClientError
 from hubbub.features.chat import retention
 from hubbub.features.chat.reading import note_last_seen
-from hubbub.files import Files
 from hubbub.hub import Hub
 from hubbub.session import Session
 from hubbub.store import Store
@@ -21,24 +20,18 @@ log = logging.getLogger("hubbub")
 
 EVERY: Final = 60.0
 """Seconds between two rounds: who was last seen is written no more often."""
-FILES_EVERY: Final = 86_400.0
-"""Seconds between two looks for stored files that nothing knows of."""
 AT_ONCE: Final = 1000
 """Users noted in one transaction."""
 
 
 class Upkeep:
-    """Keeps the store of a hub in order.
+    """Keeps the store of a hub in order. (Attachments see to themselves: uploads.py.)"""
 
-    :param files: where attachments are.
-    """
-
-    def __init__(self, hub: Hub, store: Store, files: Files) -> None:
+    def __init__(self, hub: Hub, store: Store) -> None:
         self._hub = hub
         self._store = store
-        self._files = files
         self._gone: dict[str, int] = {}  # user → unix milliseconds of the end of the last session
-        self._due = self._files_due = 0.0
+        self._due = 0.0
         self._running = False
         hub.stoppers.append(self._stop)
         hub.leavers.append(self._left)
@@ -52,11 +45,8 @@ class Upkeep:
         self._due = monotonic + EVERY
         if first:
             return  # the server has just started, and others come first
-        look = monotonic >= self._files_due
-        if look:
-            self._files_due = monotonic + FILES_EVERY
         self._running = True
-        self._hub.background(self._round(look))
+        self._hub.background(self._round())
 
     def _now(self) -> int:
         return int(self._hub.clock.time() * 1000)
@@ -65,13 +55,11 @@ class Upkeep:
         if session.user is not None:
             self._gone[session.user.id] = self._now()
 
-    async def _round(self, look_for_files: bool) -> None:
+    async def _round(self) -> None:
         settings = self._hub.settings
         try:
             await self._quietly(self._note_seen())
             await self._quietly(retention.sweep(self._store, now=self._now(), audit_days=settings.audit_days))
-            if look_for_files:
-                await self._quietly(retention.sweep_files(self._store, self._files, now=self._now()))
         finally:
             self._running = False
 

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from hubbub.errors import ClientError, ErrorCode, StoreUnavailable
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Act, Caller, check
+from hubbub.features.chat.render import file_info
 from hubbub.features.chat.tables import SEQ_MASK
 from hubbub.features.chat.tells import FileInfo
 from hubbub.features.chat.tx import Tx
@@ -94,7 +95,7 @@ def complete(tx: Tx, room_id: str, file: Attachment) -> FileInfo:
     query = update(tables.attachments).where(waits).values(owner=tx.caller.user_id, **values)
     if not tx.connection.execute(query).rowcount:
         raise ClientError(ErrorCode.CONFLICT, "the upload took too long: upload it again")
-    return FileInfo(file.id, file.name, file.media_type, file.size, f"/api/files/{file.id}")
+    return file_info(file)
 
 
 def _check_quota(tx: Tx, size: int) -> None:
