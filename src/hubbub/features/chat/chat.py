@@ -498,6 +498,8 @@ class RoomPast:
             return Recovery(Position(room.row.epoch, room.seq), [], False)
         limit = min(limit, self._chat.hub.settings.catch_up_limit)
         recovery = await self._chat.store.read(lambda connection: past.recover(connection, room_id, since, limit))
+        if recovery is None:
+            return await self._chat.hub.broker.recover(channel, since, limit, options)
         if room is not None and self._chat.store.exclusive:
             room.seq = max(room.seq, recovery.position.offset)
             room.sure = True  # what is committed from here on, or was since the read, this node tells of itself
@@ -507,7 +509,8 @@ class RoomPast:
         self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
     ) -> tuple[Position, Sequence[Publication], bool]:
         room_id = channel[len(PREFIX) :]
-        return await self._chat.store.read(lambda connection: past.page(connection, room_id, after, before, limit))
+        read = await self._chat.store.read(lambda connection: past.page(connection, room_id, after, before, limit))
+        return read or await self._chat.hub.broker.history(channel, after, before, limit, options)
 
 
 class _LiveData(Struct, omit_defaults=True, gc=False):

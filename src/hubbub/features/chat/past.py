@@ -34,15 +34,15 @@ _EVENTS: Final = select(tables.events).where(
 )
 
 
-def recover(connection: Connection, room_id: str, since: Position | None, limit: int) -> Recovery:
-    """What a reader at ``since`` has missed: all of it, or nothing and ``recovered`` False.
+def recover(connection: Connection, room_id: str, since: Position | None, limit: int) -> Recovery | None:
+    """What a reader at ``since`` has missed: all of it, or nothing and ``recovered`` False. None: the room's past is not
+    here (it is a `live` one).
 
     :param since: None: only the position is asked.
     """
-    found = connection.execute(_IDENTIFIED, {"room_id": room_id}).first()
-    if found is None:
-        return Recovery(Position("", 0), [], False)
-    room = room_of(found)
+    room = _room(connection, room_id)
+    if room is None or not room.stored:
+        return None if room is not None else Recovery(Position("", 0), [], False)
     here = Position(room.epoch, room.event_seq)
     if since is None or _lost(room, since, limit) is not None:
         return Recovery(here, [], False)
@@ -54,12 +54,12 @@ def recover(connection: Connection, room_id: str, since: Position | None, limit:
 
 def page(
     connection: Connection, room_id: str, after: int | None, before: int | None, limit: int
-) -> tuple[Position, Sequence[Publication], bool]:
-    """A page of what happened, oldest first; True when there is more on the way that was asked for."""
-    found = connection.execute(_IDENTIFIED, {"room_id": room_id}).first()
-    if found is None:
-        return Position("", 0), [], False
-    room = room_of(found)
+) -> tuple[Position, Sequence[Publication], bool] | None:
+    """A page of what happened, oldest first; True when there is more on the way that was asked for. None: it is not here
+    (the room is a `live` one)."""
+    room = _room(connection, room_id)
+    if room is None or not room.stored:
+        return None if room is not None else (Position("", 0), [], False)
     low = max(after or 0, room.trimmed_seq)
     high = min(room.event_seq, before - 1) if before is not None else room.event_seq
     wanted = high - low
@@ -74,6 +74,11 @@ def page(
     while size > PAGE_BYTES and len(publications) > 1:
         size -= publications.pop(-1 if after is not None else 0).size
     return Position(room.epoch, room.event_seq), publications, wanted > limit or len(publications) < whole
+
+
+def _room(connection: Connection, room_id: str) -> RoomRow | None:
+    found = connection.execute(_IDENTIFIED, {"room_id": room_id}).first()
+    return None if found is None else room_of(found)
 
 
 def events_after(connection: Connection, room: RoomRow, after: int, upto: int) -> list[Publication]:
