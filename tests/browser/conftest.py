@@ -137,6 +137,10 @@ class Server:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def exactly(text: str) -> re.Pattern[str]:
+    return re.compile(rf"^{re.escape(text)}$")
+
+
 class Person:
     """Somebody at the page, in a browser context of their own.
 
@@ -153,7 +157,7 @@ class Person:
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
         page.on("dialog", self._asked)
-        page.goto(server.url)
+        page.goto(server.url + "#general")  # wherever the user was last
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -178,10 +182,6 @@ class Person:
         return self.page.locator("#messages .row")
 
     @property
-    def gaps(self) -> Locator:
-        return self.page.locator("#messages .gap")
-
-    @property
     def people(self) -> Locator:
         return self.page.locator("#people-list .person-name")
 
@@ -189,12 +189,34 @@ class Person:
     def toasts(self) -> Locator:
         return self.page.locator(".toast")
 
+    @property
+    def replies(self) -> Locator:
+        """The rows of the open thread, without the message that began it."""
+        return self.page.locator("#replies .row")
+
+    @property
+    def dialog(self) -> Locator:
+        return self.page.locator("dialog[open]")
+
+    @property
+    def notice(self) -> Locator:
+        """The calm word above the messages."""
+        return self.page.locator("#room-notice")
+
     def bubble(self, text: str) -> Locator:
-        """The bubbles with exactly this text."""
-        return self.page.locator(".bubble").filter(has_text=re.compile(rf"^{re.escape(text)}$"))
+        """The bubbles of the room with exactly this text."""
+        return self.page.locator("#messages .bubble").filter(has_text=exactly(text))
+
+    def row(self, text: str) -> Locator:
+        """The rows of the room that say this."""
+        return self.rows.filter(has=self.page.locator(".bubble").filter(has_text=exactly(text)))
 
     def room_line(self, room_id: str) -> Locator:
         return self.page.locator(f'[data-room="{room_id}"]')
+
+    def unread(self, room_id: str) -> Locator:
+        """How much of a room is unread, as its line says."""
+        return self.room_line(room_id).locator(".badge.unread")
 
     # -- what they do
 
@@ -212,14 +234,20 @@ class Person:
         """Say something, and see that the server has it."""
         self.field.fill(text)
         self.field.press("Enter")
-        sent = self.rows.filter(has=self.bubble(text)).last
-        expect(sent).to_have_attribute("data-state", "sent")
+        expect(self.row(text).last).to_have_attribute("data-state", "sent")
 
-    def make_room(self, name: str, room_id: str = "") -> None:
+    def make_room(self, name: str, room_id: str = "", **choices: str) -> None:
+        """Make a room; ``choices``: `visibility`, `kind`, `topic`."""
         self.page.get_by_role("button", name="New room").click()
         self.page.locator("#new-room-name").fill(name)
         if room_id:
             self.page.locator("#new-room-id").fill(room_id)
+        for field, value in choices.items():
+            place = self.page.locator(f"#new-room-{field}")
+            if field == "topic":
+                place.fill(value)
+            else:
+                place.select_option(value)
         self.page.get_by_role("button", name="Make room").click()
         expect(self.page.locator("#room-name")).to_have_text(name)
         expect(self.page.locator("#room-sub")).to_contain_text("here")
@@ -229,7 +257,34 @@ class Person:
         if not self.room_line(room_id).count():
             self.page.get_by_role("button", name="Refresh the list").click()
         self.room_line(room_id).click()
+        expect(self.room_line(room_id)).to_have_attribute("aria-current", "page")
         expect(self.page.locator("#room-sub")).to_contain_text("here")
+
+    def leave(self) -> None:
+        """Leave the open room for good."""
+        self.settings("You")
+        self.dialog.get_by_role("button", name="Leave this room").click()
+        expect(self.dialog).to_have_count(0)
+
+    def settings(self, tab: str) -> Locator:
+        """Open the settings of the room at a tab."""
+        self.page.get_by_role("button", name="Room settings").click()
+        self.dialog.get_by_role("tab", name=tab).click()
+        return self.dialog
+
+    def act(self, row: Locator, *names: str) -> None:
+        """Press a button of a message, or an entry of its menu: ``act(row, "More", "Delete…")``."""
+        row.hover()
+        row.get_by_role("toolbar").get_by_role("button", name=names[0], exact=True).click()
+        for name in names[1:]:
+            self.page.get_by_role("menu").get_by_role("menuitem", name=name, exact=True).click()
+
+    def look_away(self) -> None:
+        """Another window has the focus, as far as the page can tell."""
+        self.page.evaluate("document.hasFocus = () => false")
+
+    def look_back(self) -> None:
+        self.page.evaluate("delete document.hasFocus; dispatchEvent(new Event('focus'))")
 
     def forgive(self, pattern: str) -> None:
         """The browser itself writes some things to the console that a test brings about on purpose."""

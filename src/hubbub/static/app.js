@@ -201,11 +201,12 @@ function openFirst() {
   else open(wanted);
 }
 
-/** Else the liveliest of the user's, or a public one. */
+/** Else the liveliest of the user's; for who is in none, the first public one that was made. */
 function openAny() {
   const lively = (info) => new Date(info.last_at ?? info.created_at ?? 0).getTime();
   const own = [...rooms.all.values()].filter((room) => !room.direct).sort((a, b) => lively(b.info) - lively(a.info));
-  const wanted = own[0]?.id ?? rooms.others[0]?.room_id;
+  const [first] = [...rooms.others].sort((a, b) => new Date(a.created_at) - new Date(b.created_at));
+  const wanted = own[0]?.id ?? first?.room_id;
   if (wanted) open(wanted);
 }
 
@@ -330,9 +331,10 @@ async function openDirect(names) {
     if (known) known.update(room);
     else rooms.add(room);
     open(room.room_id);
+    return focusComposer;
   } catch (error) {
-    flash(sentence(error.message), "error");
-    throw new Error(sentence(error.message));
+    if (!document.querySelector("dialog[open]")) flash(sentence(error.message), "error"); // else the dialog says it
+    throw error;
   }
 }
 
@@ -356,6 +358,7 @@ async function make(fields, invited) {
     client.request("invite", { room_id: room.room_id, user_ids: invited }).catch((error) => flash(`Not invited: ${error.message}`, "error"));
   }
   rooms.refresh();
+  return focusComposer;
 }
 
 function knownPeople() {

@@ -14,7 +14,8 @@ export function openDialog(dialog) {
 
 /**
  * A form in a dialog. `fields`: [{name, label, type, value, options, hint, maxlength, placeholder, onchange(values, set)}], where
- * `type` is text, textarea, select, checkbox or people. `onsubmit(values)` does it, and rejects with what to show.
+ * `type` is text, textarea, select, checkbox or people. `onsubmit(values)` does it, and rejects with what to show; a function that
+ * it resolves with is called once the dialog is closed and has given the focus back.
  */
 export function formDialog({ id, title, text = "", fields = [], action, danger = false, onsubmit }) {
   const error = h("p", { class: "field-error", id: `${id}-error`, role: "alert" });
@@ -34,8 +35,9 @@ export function formDialog({ id, title, text = "", fields = [], action, danger =
     setText(error, "");
     submit.disabled = true;
     try {
-      await onsubmit(values());
+      const after = await onsubmit(values());
       dialog.close();
+      after?.();
     } catch (fault) {
       setText(error, sentence(fault.message));
       inputs.get(fault.field ?? fields[0]?.name)?.focus();

@@ -6,7 +6,7 @@ import { idOf } from "./text.js";
 const ID = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/;
 const KINDS = [["", "The usual"], ["group", "Group: receipts, reactions, typing"], ["large", "Large: counts instead of lists"], ["broadcast", "Broadcast: only moderators write"], ["live", "Live: nothing is kept"]];
 
-/** `make(fields)` makes it and opens it. */
+/** `make(fields)` makes it and opens it; what it resolves with is called once the dialog is closed. */
 export function newRoomDialog({ make, suggestions }) {
   let own = false; // the id was typed, so it no longer follows the name
   formDialog({
@@ -25,7 +25,7 @@ export function newRoomDialog({ make, suggestions }) {
       if (!name) throw wrong("name", "A room needs a name.");
       if (id && !ID.test(id)) throw wrong("id", "An id has 1 to 64 of A–Z a–z 0–9 . _ - and starts with a letter or a digit.");
       if (kind === "live" && visibility !== "public") throw wrong("kind", "A live room is for everybody.");
-      await make({ name, topic, visibility, ...(kind && { kind }), ...(id && { room_id: id }) }, members).catch((error) => {
+      return make({ name, topic, visibility, ...(kind && { kind }), ...(id && { room_id: id }) }, members).catch((error) => {
         throw wrong("id", error.message);
       });
     },
@@ -39,7 +39,7 @@ export function directDialog({ open, suggestions }) {
     fields: [{ name: "people", label: "To", type: "people", suggestions, hint: "One person, or several: there is one such room for each set of people." }],
     onsubmit: async ({ people }) => {
       if (people.length === 0) throw new Error("Name somebody.");
-      await open(people);
+      return open(people);
     },
   });
 }

@@ -139,7 +139,7 @@ export async function personMenu(desk, members, room, name, anchor) {
   const over = moderates && room.over(member?.role);
   const owns = Boolean(room?.may("own")) && member && !self;
   openMenu(anchor, name, [
-    !self && { icon: "chat", label: `Message ${name}`, act: () => desk.openDirect([name]) },
+    !self && { icon: "chat", label: `Message ${name}`, act: () => desk.openDirect([name]).then((focus) => focus(), () => {}) },
     room?.obstacle() === "" && !self && { icon: "at", label: "Mention", act: () => desk.mention(name) },
     ...(owns ? ["owner", "moderator", "member"].map((role) => ({
       label: `Make ${role === "owner" ? "an owner" : `a ${role}`}`, checked: member.role === role, act: () => setRole(desk, room, name, role),

@@ -54,6 +54,7 @@ export class RoomView {
     this.paint();
     if (room?.timeline.loaded) {
       this.#findFirstUnread();
+      this.list.refresh(room.newFrom);
       this.list.toUnread();
       this.look();
     } else {
