@@ -301,3 +301,27 @@ def _blank(table: Table, which: ColumnElement[bool], values: dict[str, str], con
     numbers, more = _take(connection, table.c.no, which)
     connection.execute(update(table).where(table.c.no.in_(numbers)).values(values))
     return more
+
+
+# -- in the file
+
+
+async def rewrite_file(store: Store) -> None:
+    """Write a SQLite file anew, so that nothing of what was erased is in its bytes. Nobody can write meanwhile, and it
+    takes as much room on the disk again, and some seconds per gigabyte. Other databases have ways of their own.
+
+    ``PRAGMA secure_delete`` zeroes what is deleted, but where a page of the file was split or balanced before, it may
+    have an old copy of a row in its unused part, and there it stays.
+
+    :raises DBAPIError: there is no room for it; then the file is as it was.
+    """
+    if store.engine.name == "sqlite":
+        await store.engine.write(_vacuum)
+
+
+def _vacuum(connection: Connection) -> None:
+    connection.exec_driver_sql("COMMIT")  # the engine began a transaction, and VACUUM is refused in one
+    try:
+        connection.exec_driver_sql("VACUUM")
+    finally:
+        connection.exec_driver_sql("BEGIN")
