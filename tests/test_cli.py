@@ -195,7 +195,8 @@ def test_production_mode_has_no_login_by_name(tmp_path: Path) -> None:
             server.post("/api/dev/login", {"name": "alice"})
         assert missing.value.code == 404
         missing.value.close()
-        assert not (tmp_path / "data").exists()
+        assert (tmp_path / "data" / "hubbub.db").exists()
+        assert not (tmp_path / "data" / "secret").exists()
         assert server.stop()[0] == 0
 
 

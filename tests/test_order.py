@@ -564,7 +564,7 @@ async def test_a_lost_connection_is_made_good_at_once() -> None:
 @pytest.mark.parametrize("room", [False, True])
 async def test_what_history_does_not_have_any_more_is_a_gap(room: bool) -> None:
     short = ChannelOptions(history_size=2)
-    app, hub, broker = made(channels={"*": short, "room:*": short})
+    app, hub, broker = made(channels={"*": short, "room:*": short}, default_kind="live")
     name = "room:general" if room else "news"
     async with hub_client(app, "alice", subscribe=["*"], room="general") as alice:
         if not room:
