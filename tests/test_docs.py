@@ -9,18 +9,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 
+from hubbub.auth import Grants
 from hubbub.commands import publication_of
 from hubbub.errors import HTTP_STATUS, CloseCode, ErrorCode
+from hubbub.features.chat import asks, tells
+from hubbub.features.chat.access import Act, Caller, MemberRow, RoomRow, allows
+from hubbub.features.chat.tx import COMMANDS
 from hubbub.messages import ClientMessage, Inbox, ServerMessage
 from hubbub.metrics import Metrics
 from hubbub.settings import ChannelOptions, Settings
-from tests.support import API_KEY, SECRET, running
+from tests.support import API_KEY, SECRET, Client, HandClock, running, settings_for
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -64,7 +69,7 @@ Fields = dict[str, set[str]]
 
 def structs(base: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
     for struct in base.__subclasses__():
-        if struct.__module__ != base.__module__:
+        if not struct.__module__.startswith("hubbub."):
             continue  # of an app
         if struct.__struct_config__.tag is not None and struct.__struct_config__.tag != struct.__name__:
             yield struct
@@ -87,6 +92,19 @@ SERVER["publication"] = set(
 ) | {"data", "user_id", "key"} - {"type"}
 SERVER["publication"] -= {"type"}
 SERVER["message"] = {"room_id", "data"}
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "A room": tells.RoomInfo,
+    "One's own side of a room": tells.MyRoom,
+    "A message": tells.MessageInfo,
+    "A file": tells.FileInfo,
+    "A version": tells.VersionInfo,
+    "A member": tells.MemberInfo,
+    "A ban": tells.BanInfo,
+    "A hit": tells.HitInfo,
+    "A report": tells.ReportInfo,
+    "An entry of the audit log": tells.AuditInfo,
+}
+"""What the section on objects describes, by heading."""
 SERVER["notification"] |= {"offset"}
 
 SIDES = [("Client → server", CLIENT), ("Server → client", SERVER)]
@@ -129,6 +147,17 @@ def test_every_example_is_a_message_of_its_kind(heading: str, known: Fields) -> 
                 client.decode(example)
 
 
+@pytest.mark.parametrize("heading", PARTS)
+def test_every_field_of_an_object_is_described(heading: str) -> None:
+    table = rows(section(section(PROTOCOL, "Objects"), heading, 3))
+    assert {name for row in table for name in code_names(row[0])} == set(PARTS[heading].__struct_encode_fields__)
+
+
+def test_every_message_of_clients_is_in_the_table_of_them() -> None:
+    table = section(PROTOCOL, "Client → server").partition("\n### ")[0]
+    assert sorted(re.findall(r"\[`(\w+)`\]\(#\1\)", table)) == sorted(CLIENT)
+
+
 def test_server_examples_fit_the_structs() -> None:
     side = section(PROTOCOL, "Server → client")
     for struct in structs(ServerMessage):
@@ -136,6 +165,18 @@ def test_server_examples_fit_the_structs() -> None:
         if kind != "ack":
             for example in blocks(section(side, f"`{kind}`", 3), "json"):
                 msgspec.json.decode(example, type=struct)
+    for example in blocks(section(side, "`ack`", 3), "json"):
+        fitting = [
+            each for each in structs(ServerMessage) if each.__struct_config__.tag == "ack" and fits(example, each)
+        ]
+        assert fitting, example
+
+
+def fits(example: str, struct: type[msgspec.Struct]) -> bool:
+    """Whether a message has all fields of a struct that must be there, and no others."""
+    given = set(json.loads(example)) - {"type"}
+    required = {field.encode_name for field in msgspec.structs.fields(struct) if field.required}
+    return required <= given <= set(struct.__struct_encode_fields__)
 
 
 def test_client_defaults_and_bounds_are_described() -> None:
@@ -152,9 +193,166 @@ def test_every_error_code_is_described_with_its_http_status() -> None:
     assert described == {str(code): HTTP_STATUS[code] for code in ErrorCode}
 
 
+def test_who_may_do_what_is_as_the_table_says() -> None:
+    for what, *said in rows(section(section(PROTOCOL, "Rooms and members"), "Roles", 3)):
+        acts, options = ROLE_ROWS[what]
+        for act in acts:
+            allowed = [may(act, role, **options) for role in (None, "member", "moderator", "owner")]
+            assert [{"yes": True, "no": False}[cell] for cell in said] == allowed, (what, act)
+
+
+def test_every_act_is_in_the_table_of_roles() -> None:
+    table = rows(section(section(PROTOCOL, "Rooms and members"), "Roles", 3))
+    assert [row[0] for row in table] == list(ROLE_ROWS)
+    assert {act for acts, _ in ROLE_ROWS.values() for act in acts} == set(Act)
+
+
+ROLE_ROWS: dict[str, tuple[list[Act], dict[str, Any]]] = {
+    "see that it is there (`get_room`, `list_rooms`)": ([Act.SEE], {}),
+    "join": ([Act.JOIN], {}),
+    "hear it, `list_members`, `catch_up`": ([Act.READ], {}),
+    "read what is kept: `get_messages`, `get_versions`, `list_pins`, `list_receipts`, `mark_read`, `search_messages`, "
+    "files; `report_message`": ([Act.BROWSE], {}),
+    "`chat_message`, upload": ([Act.WRITE], {}),
+    "`chat_message` in a `broadcast` room": ([Act.WRITE], {"kind": "broadcast"}),
+    "`add_reaction`, `remove_reaction`": ([Act.REACT], {}),
+    "`edit_message`: one's own": ([Act.EDIT], {}),
+    "`delete_message`: one's own": ([Act.DELETE], {}),
+    "`delete_message`: of others": ([Act.MODERATE], {}),
+    "`pin_message`, `unpin_message`": ([Act.PIN], {}),
+    "`pin_message`, `unpin_message` in a private `group`": ([Act.PIN], {"visibility": "private"}),
+    "`@room` in a `group` with receipts": ([Act.CALL_ALL], {}),
+    "`@room` elsewhere": ([Act.CALL_ALL], {"kind": "large"}),
+    "`invite_members`": ([Act.INVITE], {}),
+    "`kick_member`, `ban_member`, `unban_member`, `mute_member`, `unmute_member`": ([Act.REMOVE], {}),
+    "`list_bans`, `list_reports`, `close_report`, `get_audit`": ([Act.REVIEW], {}),
+    "`update_room`: name, topic, history, slow mode": ([Act.CONFIGURE], {}),
+    "`update_room`: kind, visibility, retention; `set_role`": ([Act.ROLES], {}),
+    "`update_room`: archive, open again": ([Act.ARCHIVE], {}),
+    "export": ([Act.EXPORT], {}),
+}
+"""What each row of the table of roles is about; a public `group`, unless it says otherwise."""
+
+
+def may(act: Act, role: Any, *, kind: Any = "group", visibility: Any = "public") -> bool:
+    """Whether somebody with a role (None: no member) may do something in a room."""
+    room = RoomRow()
+    room.id, room.kind, room.visibility, room.archived_at, room.member_count = "r", kind, visibility, None, 3
+    member = MemberRow("alice", role, 0, 0, "all", 0, 0, 0, 0, 0) if role is not None else None
+    return allows(room, member, Caller("alice", Grants()), act, 0, group_limit=100)
+
+
 def test_every_close_code_is_described_with_whether_to_come_back() -> None:
     described = {int(row[0]): row[2].startswith("yes") for row in rows(section(PROTOCOL, "Close codes"))}
     assert described == {int(code): code.comes_back for code in CloseCode}
+
+
+# -- the exchange, and the HTTP API -----------------------------------------------------------------------------------
+
+EXCHANGE = [line.split(maxsplit=2) for line in blocks(section(PROTOCOL, "An exchange"), "text")[0].splitlines()]
+
+
+@pytest.mark.anyio
+async def test_the_exchange_goes_as_it_is_written() -> None:
+    """Each line is sent, or comes, in its place; of what changes from one time to the next only the form is compared."""
+    async with running(settings_for(), clock=HandClock()) as server, AsyncExitStack() as stack:
+        people: dict[str, Client] = {}
+        epoch = ""
+        for index, (name, sign, text) in enumerate(EXCHANGE):
+            if name not in people and sign != "✕":
+                people[name] = await stack.enter_async_context(server.client(name))
+            if sign == "✕":
+                await people.pop(name).connection.close()
+            if sign != "→":
+                continue
+            message = json.loads(text)
+            if message.get("since"):
+                message["since"]["epoch"] = epoch
+            came = await step(people, name, message)
+            epoch = next((each["position"]["epoch"] for each in came[name] if "position" in each), epoch)
+            for other, heard in came.items():
+                assert [plain(each) for each in heard] == [plain(each) for each in written(index, other)], text
+
+
+async def step(people: dict[str, Client], name: str, message: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What each hears after one has sent something."""
+    fields = {**message}
+    await people[name].send(fields.pop("type"), **fields)
+    came: dict[str, list[dict[str, Any]]] = {each: [] for each in people}
+    while not came[name] or came[name][-1].get("ref") != message["ref"]:
+        came[name].append(await people[name].receive())
+    for other, client in people.items():
+        came[other] += await client.drained()
+    return came
+
+
+def written(index: int, name: str) -> Iterator[dict[str, Any]]:
+    """What the page says that somebody hears after a line."""
+    for other, sign, text in EXCHANGE[index + 1 :]:
+        if sign == "→":
+            return
+        if other == name and sign == "←":
+            yield json.loads(text)
+
+
+def plain(message: dict[str, Any]) -> str:
+    """A message without what is another one each time."""
+    text = json.dumps(message, sort_keys=True)
+    text = re.sub(r'"\d{4}-\d\d-\d\dT[\d:.]+Z"', '"a time"', text)
+    text = re.sub(r'"epoch": "\w+"', '"epoch": "…"', text)
+    return re.sub(r'"id": "[\w-]+"', '"id": "…"', text)
+
+
+@pytest.mark.anyio
+async def test_the_tables_of_the_http_api_are_those_of_the_server() -> None:
+    api = section(PROTOCOL, "The HTTP API")
+    described = {name for row in rows(api) for name in code_names(row[0])[:1]}
+    async with running(settings_for()) as server, server.http() as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    offered = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert described == {each.replace(":path}", "}") for each in offered if " /api/" in each}
+
+
+def test_the_calls_of_the_chat_are_those_of_its_commands() -> None:
+    table = rows(section(section(PROTOCOL, "The HTTP API"), "The chat", 3))
+    described = {code_names(row[0])[0]: code_names(row[1])[0] for row in table if code_names(row[1])}
+    known = {each.http: str(each.message.__struct_config__.tag) for each in COMMANDS.values() if each.http}
+    known["POST /api/rooms/{room_id}/messages"] = str(asks.ChatMessage.__struct_config__.tag)
+    assert {call: kind for call, kind in described.items() if call in known} == known
+
+
+ASKED: dict[str, Any] = {
+    "id": 1, "user_id": "bob", "user_ids": ["bob"], "emoji": "👍", "message": "x", "role": "member", "notify": "all",
+    "seconds": 60, "reason": "x", "since": {"epoch": "x", "offset": 0}, "query": "x", "name": "x",
+}  # fmt: skip
+MAKES = {asks.CreateRoom}
+"""What makes the room that it names."""
+
+
+@pytest.mark.anyio
+async def test_what_is_hidden_looks_like_what_is_not_there() -> None:
+    settings = settings_for(rate_limit=0, user_rate_limit=0, abuse_limit=0)
+    kinds = [
+        struct for struct in structs(ClientMessage) if "room_id" in struct.__struct_fields__ and struct not in MAKES
+    ]
+    assert len(kinds) > 30
+    async with running(settings) as server, server.client("alice") as alice, server.client("eve") as eve:
+        await alice.ask("create_room", room_id="hidden", visibility="private", members=["bob"])
+        await alice.ask("join_room", room_id="hidden")
+        await alice.ask("chat_message", room_id="hidden", message="a secret")
+        for struct in kinds:
+            required = {field.encode_name for field in msgspec.structs.fields(struct) if field.required}
+            fields = {name: ASKED[name] for name in required - {"room_id"}}
+            answers = [await said_of(eve, struct, {**fields, "room_id": room}) for room in ("hidden", "nothing")]
+            assert answers[0] == answers[1]
+            assert answers[0]["code"] in ("not_found", "not_joined"), answers
+
+
+async def said_of(client: Client, struct: type[msgspec.Struct], fields: dict[str, Any]) -> dict[str, Any]:
+    """The answer, without what names the room."""
+    answer = await client.ask(str(struct.__struct_config__.tag), **fields)
+    text = json.dumps({key: answer[key] for key in answer if key != "ref"})
+    return cast("dict[str, Any]", json.loads(text.replace(fields["room_id"], "…")))
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
@@ -231,24 +429,28 @@ def test_the_commands_exist(page: Path) -> None:
         assert (ROOT / script).exists(), f"{page.name} names {script}"
 
 
+@named
+def test_the_named_tests_exist(page: Path) -> None:
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert (ROOT / file).exists(), f"{page.name} names {file}"
+        assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{page.name} names {file}::{test}"
+
+
 def test_every_module_is_described() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     house = ROOT / "src" / "hubbub"
     modules = {str(path.relative_to(house)) for path in house.rglob("*.py") if path.stem != "__init__"}
-    described = set(
-        re.findall(
-            r"`((?:brokers/|transports/|features/|testing/|toolkit/|asyncapi/)?\w+\.py)`", section(text, "The floors")
-        )
-    )
+    described = set(re.findall(r"`((?!tests/)(?:[a-z]+/(?:chat/|versions/)?)?\w+\.py)`", section(text, "The floors")))
     assert described == modules
 
 
 def test_every_metric_is_described() -> None:
     table = section((ROOT / "docs" / "operations.md").read_text(), "Metrics")
     described = {name.removesuffix("_total") for row in rows(table) for name in code_names(row[0])}
-    families = Metrics().families(
+    metrics = Metrics()
+    families = metrics.families(
         active=0, users=0, channels=0, behind=0, running=0, received={}, deliveries=0, batches=0, publications=0,
-        history_bytes=0, below={},
+        history_bytes=0, below={}, store=metrics.store.families(0, True),
     )  # fmt: skip
     assert described == {family.name for family in families}
 
