@@ -150,6 +150,46 @@ async def test_chat(load: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_team_chat(load: Any) -> None:
+    app = load("team_chat").app
+    failed = {"build": 7, "commit": "c0ffee", "passed": False, "author": "alice"}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with (
+        hub_client(app, user="alice") as alice,
+        hub_client(app, user="bob") as bob,
+        hub_client(app, user="carol") as carol,
+        http(app) as client,
+    ):
+        project = {"key": "apollo", "owner": "alice", "people": ["bob"]}
+        assert (await client.post("/projects", json=project)).json() == "project-apollo"
+        assert (await client.post("/projects", json=project)).status_code == 409
+        assert (await alice.ask("get_room", room_id="project-apollo"))["room"]["me"]["role"] == "owner"
+        assert (await bob.expect("room_added"))["room"]["me"]["role"] == "member"
+        assert await carol.refused("join_room", room_id="project-apollo") == "not_found"
+        assert await carol.refused("chat_message", room_id="project-apollo", message="hi") == "not_joined"
+        await bob.ask("join_room", room_id="project-apollo")
+
+        assert (await client.post("/hooks/build/apollo", json=failed)).status_code == 401
+        wrong = {"Authorization": "Bearer another-key-of-somebody"}
+        assert (await client.post("/hooks/build/apollo", json=failed, headers=wrong)).status_code == 403
+        first = await client.post("/hooks/build/apollo", json=failed, headers=headers)
+        again = await client.post("/hooks/build/apollo", json=failed, headers=headers)
+        assert first.json() == again.json() == 1
+        assert (await client.post("/hooks/build/gemini", json=failed, headers=headers)).status_code == 404
+        said = (await bob.expect("message"))["data"]
+        assert (said["user_id"], said["mentions"]) == ("build-bot", ["alice"])
+        await bob.nothing()
+        assert (await alice.expect("notification"))["data"]["metadata"]["room_id"] == "project-apollo"
+
+        (room,) = (await client.get("/people/alice/rooms")).json()
+        assert room == {"room_id": "project-apollo", "name": "Apollo", "unread": 1, "mentions": 1}
+        assert (await client.get("/people/carol/rooms")).json() == []
+        news = await carol.ask("join_room", room_id="news")
+        assert news["room"]["message_count"] == 1
+        assert await carol.refused("chat_message", room_id="news", message="me too") == "forbidden"
+
+
+@pytest.mark.anyio
 async def test_notifications(load: Any) -> None:
     app = load("notifications").app
     headers = {"Authorization": f"Bearer {KEY}"}
