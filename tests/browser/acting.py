@@ -25,7 +25,8 @@ PAYLOADS = [
     "\u202egnp.exe\u202c \u2066x\u2069 Z\u0351\u036b\u0343a\u0363l\u0348g",
 ]
 STRANGERS = (
-    "iframe, style, object, embed, form[action], #app b, #app i:not(.typing-dots i), #app script, dialog script, [onerror], [onload],"
+    "iframe, style, object, embed, form[action], #app b, #app i:not(.typing-dots i), #app script, dialog script,"
+    " [onerror], [onload],"
     ' img:not([src^="blob:"]), a:not(.skip):not([href^="http://"]):not([href^="https://"]):not([href="docs"])'
 )
 """Elements that the page never makes."""

@@ -355,7 +355,7 @@ async function make(fields, invited) {
   if (room.me) rooms.add(room);
   open(room.room_id);
   if (invited.length && fields.visibility !== "private") {
-    client.request("invite", { room_id: room.room_id, user_ids: invited }).catch((error) => flash(`Not invited: ${error.message}`, "error"));
+    client.request("invite_members", { room_id: room.room_id, user_ids: invited }).catch((error) => flash(`Not invited: ${error.message}`, "error"));
   }
   rooms.refresh();
   return focusComposer;

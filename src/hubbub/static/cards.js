@@ -86,7 +86,7 @@ export class SearchPanel extends Cards {
     this.#asked = null;
     this.list.replaceChildren();
     show(this.more, false);
-    this.say("Words that all must be there; \"several words\" next to one another.");
+    this.say("Words that all must be there; \"several words\" next to one another; -word is not there.");
   }
 
   #later() {
@@ -109,7 +109,7 @@ export class SearchPanel extends Cards {
     this.say(before ? "" : "Searching…");
     show(this.more, false);
     try {
-      const { hits, next } = await this.desk.client.request("search", { ...this.#asked, ...(before && { before }) });
+      const { hits, next } = await this.desk.client.request("search_messages", { ...this.#asked, ...(before && { before }) });
       if (turn !== this.#turn) return;
       this.#next = next ?? null;
       this.list.append(...hits.map((hit) => this.card(hit.room_id, hit.message, {
@@ -149,7 +149,7 @@ export class PinsPanel extends Cards {
       const { messages } = await this.desk.client.request("list_pins", { room_id: room.id });
       if (turn !== this.#turn) return;
       this.list.replaceChildren(...messages.map((wire) => this.card(room.id, wire, { extra: room.may("pin") && iconButton("unpin", "Unpin", {
-        onclick: () => this.desk.client.request("unpin", { room_id: room.id, id: wire.id }).catch((error) => this.say(sentence(error.message))),
+        onclick: () => this.desk.client.request("unpin_message", { room_id: room.id, id: wire.id }).catch((error) => this.say(sentence(error.message))),
       }) })));
       this.say(messages.length ? "" : "Nothing is pinned. Pin what people look for again and again.");
     } catch (error) {

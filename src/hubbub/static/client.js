@@ -430,7 +430,7 @@ export class Client extends EventTarget {
       try {
         return await this.request(type, fields);
       } catch (error) {
-        if (error.retryAfter === null || error.retryAfter === undefined || tries >= 5) throw error;
+        if (!PASSING.has(error.code) || !error.retryAfter || tries >= 5) throw error;
         await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000 + 100));
       }
     }

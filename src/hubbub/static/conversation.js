@@ -70,7 +70,7 @@ export class Conversation {
     }
     this.list.show(timeline, newFrom);
     this.composer.draft = timeline?.draft ?? {};
-    this.composer.free();
+    this.composer.hold(((timeline?.heldUntil ?? 0) - Date.now()) / 1000);
     if (room) this.address();
   }
 
@@ -80,6 +80,7 @@ export class Conversation {
     if (!room) return;
     const what = this.inThread ? "Reply in this thread" : `Message ${room.direct ? "" : "#"}${room.name}`;
     this.composer.address(what, room.obstacle(), room.stored);
+    if (!room.info.slow_mode || room.rank >= 2) this.composer.free();
   }
 
   #outbox(room, timeline) {
@@ -99,6 +100,7 @@ export class Conversation {
   }
 
   #hold(timeline, seconds) {
+    timeline.heldUntil = Date.now() + seconds * 1000;
     if (timeline === this.timeline) this.composer.hold(seconds);
   }
 
@@ -112,7 +114,7 @@ export class Conversation {
   }
 
   #editLast() {
-    const last = this.timeline?.items.findLast((item) => item.own && !item.deletedAt && !item.erased);
+    const last = this.timeline?.items.findLast((item) => item.own && !item.deletedAt);
     if (last && this.deeds.may("edit", last)) {
       this.list.reveal(last.id, false);
       this.deeds.edit(last);

@@ -262,8 +262,11 @@ export class MessageList {
   }
 
   #changed(item) {
-    this.rows.get(item)?.paint();
-    if (item.replyTo === null) this.requote(item.id);
+    const row = this.rows.get(item);
+    if (!row) return;
+    row.paint();
+    this.requote(item.id);
+    if (!this.stuck) this.#settle(); // at once: before the next scroll event takes where things stand now for what is read
   }
 
   /** The original of some quotes is known, or is another one now. */
@@ -323,14 +326,12 @@ export class MessageList {
 
   #rove() {
     const last = this.timeline.all.at(-1);
-    if (this.#stop?.isConnected || !last) return;
-    this.#stop = this.rows.get(last).element;
-    this.#stop.tabIndex = 0;
+    if (!last || (this.#stop?.isConnected && this.list.contains(document.activeElement))) return;
+    this.#stopAt(this.rows.get(last).element);
   }
 
-  #enter(row) {
-    if (row === this.#stop && row.classList.contains("active")) return;
-    if (this.#stop) {
+  #stopAt(row) {
+    if (this.#stop && this.#stop !== row) {
       this.#stop.tabIndex = -1;
       this.#stop.classList.remove("active");
       for (const button of this.#stop.querySelectorAll("[data-reachable]")) {
@@ -340,6 +341,11 @@ export class MessageList {
     }
     this.#stop = row;
     row.tabIndex = 0;
+  }
+
+  /** In the message that has the focus, its own buttons are reached with Tab. */
+  #enter(row) {
+    this.#stopAt(row);
     row.classList.add("active");
     for (const button of row.querySelectorAll("button[tabindex='-1']:not([aria-hidden])")) {
       button.tabIndex = 0;

@@ -94,8 +94,8 @@ export function replied(item, wire, me) {
 
 /** All that a person said is blank now. */
 export function erase(item, user) {
-  if (item.user !== user || item.system || (item.text === "" && item.files.length === 0)) return false;
-  Object.assign(item, { text: "", files: [], mentions: [], erased: true });
+  if (item.user !== user || item.system || item.deletedAt) return false;
+  Object.assign(item, { text: "", files: [], mentions: [], reactions: [], pinned: false, deletedAt: new Date(), deletedBy: null });
   return true;
 }
 

@@ -35,6 +35,17 @@ export class Members {
     return this.#rooms.get(room.id);
   }
 
+  /** A member, looked up anew where need be: {member}; `unknown` if the room is too large to tell. */
+  async find(room, name) {
+    const among = ({ members }) => members.find((each) => each.user_id === name);
+    let known = await this.of(room);
+    if (!among(known)) {
+      this.forget(room.id); // nobody is told who joins a public room
+      known = await this.of(room);
+    }
+    return { member: among(known) ?? null, unknown: !among(known) && known.more };
+  }
+
   /** Names of members; in a large room, of those that begin with `query` too. */
   async names(room, query) {
     if (!room.stored) return [];
@@ -73,13 +84,24 @@ export class PeoplePanel {
     this.#lines.clear();
     if (room) {
       this.#ends = [
-        room.on("people", () => this.paint()),
+        room.on("people", () => this.#peopleChanged()),
         room.on("typing", () => this.paint()),
         room.on("members", () => this.reload()),
       ];
     }
     this.paint();
     this.reload();
+  }
+
+  #timer = 0;
+
+  /** Somebody who is here and whom the list of members does not have has just joined. */
+  #peopleChanged() {
+    this.paint();
+    const { room } = this;
+    if (this.#more || !room.usersKnown || [...room.users.keys()].every((name) => this.#roles.has(name))) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => room === this.room && this.reload(), 1_000);
   }
 
   async reload() {
@@ -133,19 +155,20 @@ export class PeoplePanel {
 /** What can be done with a person: talk to them, call them, and for moderators the rest. */
 export async function personMenu(desk, members, room, name, anchor) {
   const self = name === desk.me;
-  const moderates = room?.may("remove") && !self;
-  let member = null;
-  if (moderates) member = (await members.of(room)).members.find((each) => each.user_id === name) ?? null;
+  const moderates = Boolean(room?.may("remove")) && !self;
+  const found = moderates ? await members.find(room, name) : null;
+  const member = found?.member ?? null;
+  const there = member !== null || found?.unknown; // in a very large room we may not know
   const over = moderates && room.over(member?.role);
-  const owns = Boolean(room?.may("own")) && member && !self;
+  const owns = Boolean(room?.may("own")) && there && !self;
   openMenu(anchor, name, [
     !self && { icon: "chat", label: `Message ${name}`, act: () => desk.openDirect([name]).then((focus) => focus(), () => {}) },
     room?.obstacle() === "" && !self && { icon: "at", label: "Mention", act: () => desk.mention(name) },
     ...(owns ? ["owner", "moderator", "member"].map((role) => ({
-      label: `Make ${role === "owner" ? "an owner" : `a ${role}`}`, checked: member.role === role, act: () => setRole(desk, room, name, role),
+      label: `Make ${role === "owner" ? "an owner" : `a ${role}`}`, checked: member?.role === role, act: () => setRole(desk, room, name, role),
     })) : []),
-    over && member && { icon: "bell-off", label: member.muted_until ? "Let write again" : "Mute…", act: () => (member.muted_until ? unmute(desk, room, name) : mute(desk, room, name)) },
-    over && member && { icon: "leave", label: "Remove from the room…", danger: true, act: () => kick(desk, room, name) },
+    over && there && { icon: "bell-off", label: member?.muted_until ? "Let write again" : "Mute…", act: () => (member?.muted_until ? unmute(desk, room, name) : mute(desk, room, name)) },
+    over && there && { icon: "leave", label: "Remove from the room…", danger: true, act: () => kick(desk, room, name) },
     over && { icon: "ban", label: "Ban…", danger: true, act: () => ban(desk, room, name) },
     self && { icon: "settings", label: "Room settings", act: () => desk.settings("room") },
   ]);
@@ -166,16 +189,16 @@ async function command(desk, type, fields, done) {
 const setRole = (desk, room, user, role) =>
   command(desk, "set_role", { room_id: room.id, user_id: user, role }, `${user} is now ${role === "owner" ? "an owner" : `a ${role}`}`);
 
-export const unmute = (desk, room, user) => command(desk, "unmute", { room_id: room.id, user_id: user }, `${user} may write again`);
+export const unmute = (desk, room, user) => command(desk, "unmute_member", { room_id: room.id, user_id: user }, `${user} may write again`);
 
-export const unban = (desk, room, user) => command(desk, "unban", { room_id: room.id, user_id: user }, `${user} may come back`);
+export const unban = (desk, room, user) => command(desk, "unban_member", { room_id: room.id, user_id: user }, `${user} may come back`);
 
 function mute(desk, room, user) {
   formDialog({
     id: "mute", title: `Mute ${user}`, text: "They can read the room, and not write in it.", action: "Mute", danger: true,
     fields: [{ name: "seconds", label: "For how long", type: "select", options: TERMS, value: "3600" }, reasonField],
     onsubmit: async ({ seconds, reason }) => {
-      await desk.client.request("mute", { room_id: room.id, user_id: user, seconds: Number(seconds), reason });
+      await desk.client.request("mute_member", { room_id: room.id, user_id: user, seconds: Number(seconds), reason });
       flash(`${user} is muted`);
     },
   });
@@ -184,7 +207,7 @@ function mute(desk, room, user) {
 function kick(desk, room, user) {
   return confirmDialog({
     id: "kick", title: `Remove ${user}?`, text: room.info.visibility === "public" ? "They can join again: this room is public." : "They can come back only by an invitation.",
-    action: "Remove", fields: [reasonField], act: ({ reason }) => desk.client.request("kick", { room_id: room.id, user_id: user, reason }),
+    action: "Remove", fields: [reasonField], act: ({ reason }) => desk.client.request("kick_member", { room_id: room.id, user_id: user, reason }),
   });
 }
 
@@ -192,7 +215,7 @@ function ban(desk, room, user) {
   return confirmDialog({
     id: "ban", title: `Ban ${user}?`, text: "They leave the room and cannot come back while the ban lasts.", action: "Ban",
     fields: [{ name: "seconds", label: "For how long", type: "select", options: [...TERMS, ["", "For ever"]], value: "86400" }, reasonField],
-    act: ({ seconds, reason }) => desk.client.request("ban", { room_id: room.id, user_id: user, ...(seconds && { seconds: Number(seconds) }), reason }),
+    act: ({ seconds, reason }) => desk.client.request("ban_member", { room_id: room.id, user_id: user, ...(seconds && { seconds: Number(seconds) }), reason }),
   });
 }
 
@@ -202,7 +225,7 @@ export function inviteDialog(desk, room, suggestions) {
     fields: [{ name: "people", label: "Who", type: "people", suggestions, hint: "They get an invitation, and come in when they accept it." }],
     onsubmit: async ({ people }) => {
       if (people.length === 0) throw new Error("Name somebody.");
-      await desk.client.request("invite", { room_id: room.id, user_ids: people });
+      await desk.client.request("invite_members", { room_id: room.id, user_ids: people });
       flash(`Invited ${people.join(", ")}`);
     },
   });

@@ -73,7 +73,7 @@ export class Row {
     dataset.state = item.retryAt ? "waiting" : item.state;
     if (item.id) dataset.id = item.id;
     classList.toggle("own", item.own);
-    classList.toggle("deleted", Boolean(item.deletedAt || item.erased));
+    classList.toggle("deleted", Boolean(item.deletedAt));
     classList.toggle("calls-me", !item.own && calls(item.mentions, this.actions.me));
     show(this.mark, item.pinned);
     show(this.edited, Boolean(item.editedAt) && !item.deletedAt);
@@ -82,7 +82,7 @@ export class Row {
       this.time.replaceWith(fresh);
       this.time = fresh;
     });
-    this.#part("text", [item.text, item.deletedAt, item.erased, item.mentions.join("\n"), item.files.length], () => this.#paintText());
+    this.#part("text", [item.text, item.deletedAt, item.mentions.join("\n"), item.files.length], () => this.#paintText());
     this.#part("files", [item.files.map((file) => file.id).join(" "), item.id], () => this.#paintFiles());
     if (!item.id) this.#paintUploads();
     this.#part("reactions", [JSON.stringify(item.reactions)], () => this.#paintReactions());
@@ -106,9 +106,9 @@ export class Row {
     bubble.classList.remove("folded");
     bubble.classList.toggle("jumbo", !item.deletedAt && isJumbo(item.text));
     show(bubble, true);
-    if (item.deletedAt || item.erased) {
+    if (item.deletedAt) {
       const by = item.deletedBy && item.deletedBy !== item.user ? ` by ${item.deletedBy}` : "";
-      bubble.replaceChildren(h("em", {}, item.erased ? "This person’s messages were erased" : `Message deleted${by}`));
+      bubble.replaceChildren(h("em", {}, `Message deleted${by}`));
       return;
     }
     show(bubble, item.text !== "");

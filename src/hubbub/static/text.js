@@ -4,7 +4,7 @@
 const MENTION = /(?<![\p{L}\p{N}_@])@(?:\[([^[\]\r\n\u2028\u2029]{1,128})\]|([\p{L}\p{N}_.-]*[\p{L}\p{N}_]))/gu;
 const PLAIN_NAME = /^[\p{L}\p{N}_.-]*[\p{L}\p{N}_]$/u;
 /** No control or format characters: an address must read as what it is, in whatever direction. */
-const LINK = /\bhttps?:\/\/[^\s<>"'`\p{Cc}\p{Cf}]{2,2000}/giu;
+const LINK = /\bhttps?:\/\/[^\s<>"'`\p{Cc}\p{Cf}]{1,2000}/giu;
 const JUMBO = /^(?:(?:\p{Extended_Pictographic}|\p{Regional_Indicator}{2})[\p{Emoji_Modifier}\u200d\ufe0f]*){1,12}$/u;
 
 export const EVERYONE = "@room";
