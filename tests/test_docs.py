@@ -15,16 +15,22 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 
 from hubbub.auth import Grants
+from hubbub.cli import cli
 from hubbub.commands import publication_of
 from hubbub.errors import HTTP_STATUS, CloseCode, ErrorCode
 from hubbub.features.chat import asks, tells
 from hubbub.features.chat.access import Act, Caller, MemberRow, RoomRow, allows
+from hubbub.features.chat.importing import import_room
 from hubbub.features.chat.tx import COMMANDS
 from hubbub.messages import ClientMessage, Inbox, ServerMessage
 from hubbub.metrics import Metrics
 from hubbub.settings import ChannelOptions, Settings
+from tests.chat_support import world
+from tests.databases import GIVEN
 from tests.support import API_KEY, SECRET, Client, HandClock, running, settings_for
 
 ROOT = Path(__file__).parent.parent
@@ -366,7 +372,7 @@ def test_the_settings_tables_are_up_to_date() -> None:
 
 @named
 def test_every_named_setting_exists(page: Path) -> None:
-    known = {f"HUBBUB_{name.upper()}" for name in Settings.model_fields} | {"HUBBUB_CHROMIUM"}
+    known = {f"HUBBUB_{name.upper()}" for name in Settings.model_fields} | {"HUBBUB_CHROMIUM", GIVEN}
     for name, more in re.findall(r"\b(HUBBUB_[A-Z_]+[A-Z])(…?)", page.read_text()):
         found = any(one.startswith(name) for one in known) if more else name in known
         assert found, f"{page.name} names {name}"
@@ -434,6 +440,31 @@ def test_the_named_tests_exist(page: Path) -> None:
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
         assert (ROOT / file).exists(), f"{page.name} names {file}"
         assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{page.name} names {file}::{test}"
+
+
+@pytest.mark.anyio
+async def test_the_lines_of_an_export_and_of_another_program_are_imported(sqlite_url: str) -> None:
+    exported, said = blocks((ROOT / "docs" / "chat.md").read_text(), "json")
+    async with world(sqlite_url) as it:
+        done = await import_room(it.store, exported.encode().splitlines(), now=it.now)
+        assert (done.room_id, done.messages, done.members) == ("plans", 2, 1)
+        done = await import_room(it.store, said.encode().splitlines(), now=it.now, room_id="archive")
+        page = await it.asks("alice", asks.GetMessages(room_id="archive"), admin=True)
+        assert [each.timestamp[:19] for each in page.messages] == ["2026-11-24T19:37:00", "2026-11-24T19:37:00"]
+
+
+@named
+def test_the_commands_of_hubbub_exist(page: Path) -> None:
+    app = get_command(cli)
+    assert isinstance(app, Group)
+    for command, options in re.findall(r"(?:^|`|bin/)hubbub ([a-z]+)\b([^`\n]*)", page.read_text(), re.MULTILINE):
+        found = app.commands.get(command)
+        assert found is not None, f"{page.name} names hubbub {command}"
+        known = {option for param in found.params for option in (*param.opts, *param.secondary_opts)}
+        if isinstance(found, Group):
+            known |= {option for inner in found.commands.values() for param in inner.params for option in param.opts}
+        for option in re.findall(r" (--[a-z][a-z-]+)", options):
+            assert option in known, f"{page.name} names hubbub {command} {option}"
 
 
 def test_every_module_is_described() -> None:
