@@ -493,7 +493,7 @@ async def test_messages_only_are_numbered_as_they_come(den: World) -> None:
 
 
 async def test_messages_only_need_a_room(den: World) -> None:
-    with pytest.raises(ClientError, match="name the room"):
+    with pytest.raises(ClientError, match="say which room"):
         await import_room(den.store, [said("ann", "first")], now=den.now)
     with pytest.raises(ClientError, match="room's id"):
         await import_room(den.store, [said("ann", "first")], now=den.now, room_id="no such id")

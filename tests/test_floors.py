@@ -21,7 +21,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "adapters": ("brokers", "transports"),
     "features": ("features",),
     "toolkit": ("toolkit",),
-    "entry points": ("endpoint", "api", "rest", "asyncapi", "app", "cli", "logs", "__init__", "__main__"),
+    "entry points": ("endpoint", "api", "rest", "asyncapi", "app", "cli", "maintenance", "progress", "logs", "__init__", "__main__"),
     "side rooms": ("testing",),
 }  # fmt: skip
 MAY_SEE: dict[str, tuple[str, ...]] = {

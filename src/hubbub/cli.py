@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hubbub import maintenance
 from hubbub.errors import ConfigurationError, HubbubError
 
 if TYPE_CHECKING:
@@ -154,6 +155,12 @@ def token(
         rooms=tuple(room) if room else None,
     )
     typer.echo(made)
+
+
+cli.command()(maintenance.migrate)
+cli.command()(maintenance.export)
+cli.command("import")(maintenance.import_)
+cli.add_typer(maintenance.users, name="users")
 
 
 def _warn_of_unknown(environment: Mapping[str, str]) -> None:

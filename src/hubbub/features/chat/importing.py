@@ -249,7 +249,7 @@ def _header(number: int, line: bytes, room_id: str | None) -> tuple[RoomLine, bo
         except ValueError as error:
             raise wrong(number, error) from None
         if room_id is None:
-            raise ClientError(ErrorCode.INVALID_MESSAGE, "the lines are messages only: name the room that they make")
+            raise ClientError(ErrorCode.INVALID_MESSAGE, "the lines are messages only: say which room they make (--room)")
         check_id(room_id)
         return RoomLine(room_id=room_id, name=room_id, created_at=said.timestamp, last_at=said.timestamp), False
     if first["type"] != "room":
@@ -309,9 +309,9 @@ def _make(room: RoomLine, mark: str, now: int, connection: Connection) -> tuple[
     if there.epoch.startswith(MARK):
         raise ClientError(
             ErrorCode.CONFLICT,
-            f"the room {room.room_id!r} is half done, from another file: import that, or give another id",
+            f"the room {room.room_id!r} is half done, from another file: import that one, or give another id (--room)",
         )
-    raise ClientError(ErrorCode.CONFLICT, f"there is a room {room.room_id!r} already: give another id")
+    raise ClientError(ErrorCode.CONFLICT, f"there is a room {room.room_id!r} already: give another id (--room)")
 
 
 def _write(target: _Target, chunk: Chunk, reached: _Reached, connection: Connection) -> None:

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, delete, select, tuple_, update
+from sqlalchemy import Connection, Delete, Select, and_, delete, select, tuple_, update
 
 from hubbub.features.chat import tables
 from hubbub.features.chat.search import forget
 from hubbub.features.chat.tables import SEQ_MASK, key_of
-from hubbub.features.chat.uploads import drop_files
+from hubbub.features.chat.uploads import GONE, drop_files, key_of_file
 from hubbub.files import Files
 from hubbub.store import Store
 
@@ -121,7 +121,31 @@ def _forget_audit(limit: int, connection: Connection) -> int:
     ).rowcount
 
 
-# -- files that nobody knows of
+# -- files
+
+
+async def remove_dropped(store: Store, files: Files) -> int:
+    """Remove the bytes of attachments that were taken away, and then their rows. A server does that by itself; this is
+    for where none runs. Returns how many.
+
+    :raises ClientError, OSError: a file cannot be removed; the next call goes on.
+    """
+    t = tables.attachments.c
+    gone = and_(t.owner == "", t.message == GONE)
+    removed = 0
+    while file_ids := await store.read(
+        lambda connection: connection.scalars(select(t.id).where(gone).limit(CHUNK)).all()
+    ):
+        for file_id in file_ids:
+            await files.delete(key_of_file(file_id))
+        forgotten = delete(tables.attachments).where(t.id.in_(list(file_ids)), gone)
+        await store.write(partial(_run, forgotten))
+        removed += len(file_ids)
+    return removed
+
+
+def _run(statement: Delete, connection: Connection) -> None:
+    connection.execute(statement)
 
 
 async def sweep_files(store: Store, files: Files, *, now: int) -> int:
