@@ -165,15 +165,15 @@ async def survive(server: ServerProcess, people: list[Person], kills: int, seed:
         for _ in range(kills):
             # some lives end before anybody has said anything
             goal = sum(person.acked for person in people) + (0 if dice.random() < 0.1 else dice.randint(1, 400))
-            await _until(partial(_have_said, people, goal), server, lives)
+            await _until(partial(_have_said, people, goal), server, people, lives)
             await asyncio.sleep(dice.uniform(0.0, 0.01))  # not always at the moment of an ack
             await server.kill()
             await server.start()
         for person in people:
             person.quiet = True
-        await _until(lambda: all(person.here and person.settled for person in people), server, lives)
+        await _until(lambda: all(person.here and person.settled for person in people), server, people, lives)
         rooms = {room: await kept(server.url("reader", admin=True), room) for room in (*ROOMS, PRIVATE)}
-        await _until(lambda: not behind(people, rooms), server, lives)
+        await _until(lambda: not behind(people, rooms), server, people, lives)
         return rooms
     finally:
         for life in lives:
@@ -194,13 +194,17 @@ async def _make_private(server: ServerProcess, names: list[str]) -> None:
             assert answer["type"] != "error", answer
 
 
-async def _until(condition: Callable[[], bool], server: ServerProcess, lives: list[asyncio.Task[None]]) -> None:
+async def _until(
+    condition: Callable[[], bool], server: ServerProcess, people: list[Person], lives: list[asyncio.Task[None]]
+) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             while not condition():
                 for life in lives:
                     if life.done():
                         life.result()
+                for person in people:
+                    assert not person.wrong, person.wrong[:3]
                 await asyncio.sleep(0.002)
     except TimeoutError:
         raise AssertionError(f"nobody got any further; the server says: {server.tail()}") from None
