@@ -126,6 +126,13 @@ def test_answers_and_threads(somebody: Somebody) -> None:
     expect(bob.replies).to_contain_text(["I can bake", "Wonderful"])
     expect(root).to_contain_text("2 replies")
 
+    ada.act(ada.replies.last, "More", "Copy link")
+    expect(ada.page.locator(".flash")).to_have_count(1)
+    reply = ada.replies.last.get_attribute("data-id")
+    ada.page.get_by_role("button", name="Close the thread").click()
+    expect(ada.page.locator("#thread-panel")).to_be_hidden()
+    ada.page.evaluate(f"location.hash = '#threads/{reply}'")  # a link to what is in a thread opens that
+    expect(ada.replies.last).to_have_class(re.compile(r"\blit\b"))
     ada.page.keyboard.press("Escape")
     expect(ada.page.locator("#thread-panel")).to_be_hidden()
     ada.page.get_by_role("button", name="Threads").first.click()
@@ -147,10 +154,14 @@ def test_mentions_are_offered_marked_and_counted(somebody: Somebody, server: Ser
     expect(line.locator(".badge.mention")).to_have_text("@")
     expect(bob.page.locator("#mention-count")).to_have_text("1")
     expect(bob.toasts).to_contain_text(["Ada Lovelace mentioned you in Mentions"])
+    bob.toasts.get_by_role("button", name="Show the message").click()
+    expect(bob.row("Look at this, @Bob")).to_be_in_viewport()
+    bob.enter("general")
+    ada.say("One more, @Bob")
     bob.page.locator("#open-mentions").click()
     bob.page.locator("#mentions-list .card-open").first.click()
     expect(bob.page.locator("#room-name")).to_have_text("Mentions")
-    expect(bob.row("Look at this, @Bob")).to_have_class(re.compile(r"\bcalls-me\b"))
+    expect(bob.row("One more, @Bob")).to_have_class(re.compile(r"\bcalls-me\b"))
     expect(line.locator(".badge")).to_have_count(0)
     expect(bob.page.locator("#mention-count")).to_be_hidden()
 
@@ -293,6 +304,24 @@ def test_a_quiet_room_and_one_of_mentions_only(somebody: Somebody, server: Serve
     expect(bob.room_line("noise").locator(".badge.mention")).to_have_count(0)
     expect(bob.room_line("noise")).not_to_have_class(re.compile("has-unread"))
     expect(bob.page).not_to_have_title(re.compile(r"^\("))
+
+
+def test_far_more_is_unread_than_is_shown(somebody: Somebody, server: Server) -> None:
+    bob = somebody("Bob")
+    bob.make_room("Flood", "flood")
+    bob.say("seen")
+    bob.enter("general")
+    talk(server, "Chatterbox", "flood", [f"number {n}" for n in range(1, 301)])
+    expect(bob.unread("flood")).to_have_text("300")
+    bob.room_line("flood").click()
+    expect(bob.bubble("number 300")).to_be_in_viewport()  # a room opens at its end
+    bar = bob.page.locator("#unread-bar")
+    expect(bar).to_contain_text("300 new messages")
+    expect(bob.unread("flood")).to_have_count(0)
+    bar.get_by_role("button", name="Jump to the first").click()
+    expect(bob.bubble("number 1")).to_be_in_viewport()
+    expect(bob.row("number 1").locator(".newmark")).to_have_count(1)
+    expect(bar).to_be_hidden()
 
 
 # -- long rooms
@@ -491,6 +520,31 @@ def test_a_room_is_found_configured_and_archived(somebody: Somebody) -> None:
         expect(person.page.locator("#composer-obstacle")).to_contain_text("archived")
     ada.settings("Room").get_by_role("button", name="Open it again").click()
     bob.say("open again")
+
+
+def test_rooms_of_other_kinds(somebody: Somebody, server: Server) -> None:
+    ada, bob = two(somebody, ("Ada", "Bob"), "Live", "live", kind="live")
+    ada.say("said and gone")
+    expect(bob.bubble("said and gone")).to_be_visible()
+    expect(bob.people).to_have_text(["Bob", "Ada"])
+    expect(bob.page.get_by_role("button", name="Attach files").first).to_be_hidden()
+    bob.row("said and gone").hover()
+    tools = bob.row("said and gone").get_by_role("toolbar").get_by_role("button")
+    expect(tools).to_have_count(1)  # nothing is kept, so there is nothing to answer, edit or react to
+    tools.click()
+    expect(bob.page.get_by_role("menuitem")).to_have_text(["Copy text"])
+    bob.page.keyboard.press("Escape")
+    bob.page.reload()
+    bob.is_online()
+    expect(bob.bubble("said and gone")).to_be_visible()  # its channel has a short past
+
+    ada.make_room("News", "news", kind="broadcast")
+    bob.enter("news")
+    expect(bob.page.locator("#composer-obstacle")).to_have_text("Only moderators write in this room.")
+    ada.say("hear, hear")
+    bob.act(bob.row("hear, hear"), "React with heart love")
+    expect(ada.row("hear, hear").locator(".reaction")).to_have_text("❤️1")
+    expect(ada.page.locator("#people-note")).to_contain_text("not listed in such a room")
 
 
 # -- moderation

@@ -49,7 +49,10 @@ const search = new SearchPanel(desk);
 const pins = new PinsPanel(desk);
 const mentions = new InboxPanel(desk, { prefix: "mentions", type: "list_mentions", key: "mentions", empty: "Nobody has mentioned you so far." });
 const threads = new InboxPanel(desk, { prefix: "threads", type: "list_threads", key: "threads", empty: "You follow a thread once you write in it, or are mentioned there." });
-const notices = new Notices({ onopen: (open) => open && panels.closeAll(false), onseen: keepSeen });
+const notices = new Notices({
+  onopen: (open) => open && panels.closeAll(false), onseen: keepSeen,
+  onfollow: ({ room_id: room, id }) => jump(String(room), Number(id)),
+});
 const sidebar = new Sidebar(rooms, {
   open, current: () => desk.room, look: (query) => client.online && rooms.look(query).catch(() => {}),
   accept: (id) => open(id),
@@ -247,7 +250,7 @@ rooms.on("entered", (room, { resumed, missed }) => {
     view.paintHead();
     view.conversation.address();
     if (missed && resumed) view.reload(room, live ? "Some messages were missed, and this room keeps none." : "You were away for long. The newest messages were loaded again.");
-    else view.load();
+    else view.returned();
     people.reload();
     search.roomChanged();
   }
@@ -302,8 +305,22 @@ async function jump(roomId, id, threadId = null) {
   } else if (await view.jump(id)) {
     panels.closeAll(false);
     return;
+  } else if (await jumpToReply(room, id)) {
+    return;
   }
   flash("This message is not there any more, or not for you.", "error");
+}
+
+/** What is not among the room's messages may be in a thread. */
+async function jumpToReply(room, id) {
+  try {
+    const { thread: root } = await client.patiently("get_messages", { room_id: room.id, thread: id, limit: 1 });
+    if (root === id) return false;
+    await thread.open(room, root, { around: id });
+    return Boolean(thread.timeline?.find(id));
+  } catch {
+    return false;
+  }
 }
 
 /** Once the connection is in a room; false if it does not come to that. */

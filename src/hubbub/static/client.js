@@ -188,6 +188,18 @@ export class Client extends EventTarget {
     });
   }
 
+  /** The same for what may as well come a little later: it is asked for again where the server is busy. */
+  async patiently(type, fields) {
+    for (let tries = 0; ; tries++) {
+      try {
+        return await this.request(type, fields);
+      } catch (error) {
+        if (!PASSING.has(error.code) || !error.retryAfter || tries >= 5) throw error;
+        await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000 + 100));
+      }
+    }
+  }
+
   // -- the connection
 
   #connect() {
@@ -403,7 +415,7 @@ export class Client extends EventTarget {
     if (!entry) return null;
     entry.asked = entry.position;
     try {
-      return await this.#patiently("join_room", {
+      return await this.patiently("join_room", {
         room_id: roomId,
         ...(entry.asked && { since: entry.asked }),
       });
@@ -422,18 +434,7 @@ export class Client extends EventTarget {
   #subscribe(channel) {
     const entry = this.#channels.get(channel);
     entry.asked = entry.position;
-    return this.#patiently("subscribe", { channel, ...(entry.asked && { since: entry.asked }) });
-  }
-
-  async #patiently(type, fields) {
-    for (let tries = 0; ; tries++) {
-      try {
-        return await this.request(type, fields);
-      } catch (error) {
-        if (!PASSING.has(error.code) || !error.retryAfter || tries >= 5) throw error;
-        await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000 + 100));
-      }
-    }
+    return this.patiently("subscribe", { channel, ...(entry.asked && { since: entry.asked }) });
   }
 
   #roomJoined(message) {

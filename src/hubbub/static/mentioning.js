@@ -24,6 +24,12 @@ export class Mentioning {
   #at = 0;
   #asked = 0;
 
+  /** Whether the name that would be taken stands there already, to the last letter. */
+  get #isWritten() {
+    const before = this.field.value.slice(0, this.field.selectionStart);
+    return before.endsWith(mentionOf(this.#found[this.#at].name));
+  }
+
   get open() {
     return !this.list.hidden;
   }
@@ -60,6 +66,10 @@ export class Mentioning {
   /** Handle a key of the field; true if it was for the list. */
   key(event) {
     if (!this.open) return false;
+    if (event.key === "Enter" && this.#isWritten) { // there is nothing to complete: the message may go
+      this.close();
+      return false;
+    }
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) {
       this.#at = (this.#at + step + this.#found.length) % this.#found.length;

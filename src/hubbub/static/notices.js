@@ -11,13 +11,17 @@ const SHOWN = 7_000; // ms; errors stay until they are closed
 const TYPES = { info: "Info", success: "Success", warning: "Warning", error: "Error" };
 
 export class Notices {
-  /** `onopen(open)` is called when the list opens or closes; `onseen()` when what is there was looked at. */
-  constructor({ onopen, onseen }) {
+  /**
+   * `onopen(open)` is called when the list opens or closes; `onseen()` when what is there was looked at; `onfollow(metadata)` when the
+   * user wants to see the message that a notification is about.
+   */
+  constructor({ onopen, onseen, onfollow }) {
     this.items = []; // newest first
     this.known = new Set();
     this.unread = 0;
     this.onopen = onopen;
     this.onseen = onseen;
+    this.onfollow = onfollow;
     $("bell").addEventListener("click", () => this.toggle());
     $("notices-close").addEventListener("click", () => this.toggle(false));
     $("notices-clear").addEventListener("click", () => {
@@ -92,7 +96,10 @@ export class Notices {
     const close = h("button", { class: "icon-button small", type: "button", "aria-label": "Close this notification" }, icon("close"));
     const toast = h("div", {
       class: `toast ${item.type}`, dataset: { type: item.type }, role: item.type === "error" ? "alert" : "status",
-    }, h("span", { class: "type-mark" }, icon(item.type)), content(item), close);
+    }, h("span", { class: "type-mark" }, icon(item.type)), content(item, () => {
+      end();
+      this.onfollow(item.metadata);
+    }), close);
     const end = () => {
       clearTimeout(timer);
       const focused = toast.contains(document.activeElement);
@@ -130,12 +137,16 @@ export class Notices {
     show($("notices-clear"), this.items.length > 0);
     $("notice-list").replaceChildren(...this.items.map((item) =>
       h("li", { class: `notice ${item.type}${item.fresh ? " fresh" : ""}`, dataset: { type: item.type } },
-        h("span", { class: "type-mark" }, icon(item.type)), content(item, true)),
+        h("span", { class: "type-mark" }, icon(item.type)), content(item, () => {
+          this.toggle(false);
+          this.onfollow(item.metadata);
+        }, true)),
     ));
   }
 }
 
-function content(item, long = false) {
+function content(item, follow, long = false) {
+  const mention = item.metadata?.kind === "mention";
   const today = sameDay(item.at, new Date());
   return h("div", { class: "notice-body" },
     h("p", { class: "notice-meta" },
@@ -146,7 +157,8 @@ function content(item, long = false) {
     ),
     h("p", { class: "notice-title", dir: "auto" }, item.title),
     item.text && h("p", { class: "notice-text", dir: "auto" }, item.text),
-    long && item.metadata && h("details", {},
+    mention && h("button", { class: "link", type: "button", onclick: follow }, "Show the message"),
+    long && item.metadata && !mention && h("details", {},
       h("summary", {}, plural(Object.keys(item.metadata).length, "detail")),
       h("pre", { class: "mono" }, JSON.stringify(item.metadata, null, 2))),
   );

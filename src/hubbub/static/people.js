@@ -3,7 +3,7 @@
 import { $, arrange, avatar, flash, h, setText, show } from "./dom.js";
 import { confirmDialog, formDialog } from "./dialogs.js";
 import { openMenu } from "./popup.js";
-import { plural, sentence } from "./text.js";
+import { sentence } from "./text.js";
 
 const PAGE = 200;
 const SHOWN = 200; // members who are not here that are listed
@@ -24,7 +24,7 @@ export class Members {
   /** The first members of a room, by name: {members, more}. */
   of(room) {
     if (!this.#rooms.has(room.id)) {
-      const asked = this.client.request("list_members", { room_id: room.id, limit: PAGE }).then(
+      const asked = this.client.patiently("list_members", { room_id: room.id, limit: PAGE }).then(
         ({ members, more }) => ({ members, more: Boolean(more) }),
         () => {
           this.#rooms.delete(room.id);
@@ -53,7 +53,7 @@ export class Members {
     const names = members.map((member) => member.user_id);
     if (!more || !query) return names;
     try {
-      const page = await this.client.request("list_members", { room_id: room.id, after: query, limit: 20 });
+      const page = await this.client.patiently("list_members", { room_id: room.id, after: query, limit: 20 });
       return [...names, ...page.members.map((member) => member.user_id)];
     } catch {
       return names;
@@ -141,7 +141,8 @@ export class PeoplePanel {
     setText($("away-title"), `Not here — ${this.#more ? `${away.length}+` : away.length}`);
     setText($("people-title"), room ? `Here now — ${room.count}` : "Here now");
     show($("people-note"), Boolean(room && !room.usersKnown));
-    setText($("people-note"), `${plural(room?.count ?? 0, "person", "people")}: too many to list.`);
+    const listed = room && room.info.kind !== "large" && room.info.kind !== "broadcast";
+    setText($("people-note"), listed ? "They are too many to list." : "Who is here is not listed in such a room. The settings have its members.");
     show($("people-invite"), Boolean(room?.may("invite") && room.stored));
   }
 

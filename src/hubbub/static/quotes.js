@@ -53,9 +53,9 @@ export class Quotes extends Emitter {
   async #ask(id) {
     const root = this.room.thread?.thread ?? null;
     const fields = { room_id: this.room.id, around: id, limit: 1 };
-    const page = await this.client.request("get_messages", fields).catch((error) => {
+    const page = await this.client.patiently("get_messages", fields).catch((error) => {
       if (root === null || error.code !== "not_found") throw error;
-      return this.client.request("get_messages", { ...fields, thread: root }); // it may be of the open thread
+      return this.client.patiently("get_messages", { ...fields, thread: root }); // it may be of the open thread
     });
     const wire = page.messages.find((message) => message.id === id);
     return wire ? messageOf(wire, this.room.self, page.position.offset) : null;

@@ -74,7 +74,7 @@ export class Rooms extends Emitter {
     const before = new Set(this.all.keys()); // what is added meanwhile may be missing from an older list
     const mine = [];
     for (let after = null; ; ) {
-      const page = await this.client.request("list_rooms", { mine: true, ...(after && { after }) });
+      const page = await this.client.patiently("list_rooms", { mine: true, ...(after && { after }) });
       mine.push(...page.rooms);
       if (!page.more) break;
       after = page.rooms.at(-1).room_id;
@@ -104,7 +104,7 @@ export class Rooms extends Emitter {
   /** Other public rooms, those with `query` in their name. */
   async look(query = "") {
     this.query = query;
-    const page = await this.client.request("list_rooms", { query: query.slice(0, 100), limit: LISTED });
+    const page = await this.client.patiently("list_rooms", { query: query.slice(0, 100), limit: LISTED });
     if (query !== this.query) return;
     this.others = page.rooms.filter((info) => !info.me);
     this.more = page.more;
@@ -117,7 +117,7 @@ export class Rooms extends Emitter {
     const room = new Room(info, {
       me: this.self,
       admin: this.admin,
-      load: (query) => (room.stored ? this.client.request("get_messages", { room_id: room.id, ...query }) : this.#liveHistory(room, query)),
+      load: (query) => (room.stored ? this.client.patiently("get_messages", { room_id: room.id, ...query }) : this.#liveHistory(room, query)),
     });
     this.all.set(room.id, room);
     this.invitations.delete(room.id);
@@ -128,7 +128,7 @@ export class Rooms extends Emitter {
 
   /** A room that keeps no messages has a short past in its channel. */
   async #liveHistory(room, { before, after, limit }) {
-    const page = await this.client.request("history", { channel: `room:${room.id}`, before, after, limit });
+    const page = await this.client.patiently("history", { channel: `room:${room.id}`, before, after, limit });
     const messages = page.messages.filter(({ type }) => type === "message").map(({ data }) => data);
     const position = { epoch: page.epoch, offset: page.offset };
     return { messages, before: after === undefined && page.more, after: after !== undefined && page.more, position };
@@ -236,7 +236,7 @@ export class Rooms extends Emitter {
   /** An edit may call the user, or no longer; the server counts that better than we could. */
   async #recount(room) {
     try {
-      const { room: info } = await this.client.request("get_room", { room_id: room.id });
+      const { room: info } = await this.client.patiently("get_room", { room_id: room.id });
       room.update(info);
     } catch {
       // the next mark brings it into order

@@ -94,10 +94,17 @@ export class RoomView {
   async #loadReceipts(room) {
     if (!room.stored || room.info.kind !== "group" || !room.member) return room.setReceipts(null);
     try {
-      room.setReceipts((await this.desk.client.request("list_receipts", { room_id: room.id })).receipts);
+      room.setReceipts((await this.desk.client.patiently("list_receipts", { room_id: room.id })).receipts);
     } catch {
       room.setReceipts(null); // it has too many members for that
     }
+  }
+
+  /** The connection is back in the room, and missed nothing but what passes by. */
+  returned() {
+    if (!this.room.timeline.loaded) return this.load();
+    this.look();
+    return this.#loadReceipts(this.room);
   }
 
   /** Something was lost on the way: fetch again what is shown, and say so. */
@@ -156,7 +163,7 @@ export class RoomView {
     this.#paintUnread();
     const { timeline } = room;
     try {
-      const page = await this.desk.client.request("get_messages", { room_id: room.id, after: read, limit: 1 });
+      const page = await this.desk.client.patiently("get_messages", { room_id: room.id, after: read, limit: 1 });
       const [first] = page.messages;
       if (!first || room !== this.room) return;
       room.newFrom = first.id;

@@ -290,7 +290,7 @@ export class Row {
   /** What depends on the message before: `day` above it, "New" above it, whether it continues the one before. */
   dress({ day, isNew, continues }) {
     mark(this.element, "daymark", day);
-    mark(this.element, "newmark", isNew && "New");
+    mark(this.element, "newmark", isNew && "New", "daymark");
     this.element.classList.toggle("continues", continues);
   }
 
@@ -305,11 +305,15 @@ export class Row {
   }
 }
 
-function mark(row, name, text) {
+function mark(row, name, text, after = null) {
   const found = row.querySelector(`:scope > .${name}`);
-  if (!text) found?.remove();
-  else if (found) found.firstChild.textContent = text;
-  else row.prepend(h("p", { class: `mark-line-row ${name}` }, h("span", {}, text)));
+  if (!text) return found?.remove();
+  if (found) return void (found.firstChild.textContent = text);
+  const line = h("p", { class: `mark-line-row ${name}` }, h("span", {}, text));
+  const above = after && row.querySelector(`:scope > .${after}`);
+  if (above) above.after(line);
+  else row.prepend(line);
+  return undefined;
 }
 
 /** A text with its links and mentions, as nodes. */

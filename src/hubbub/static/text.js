@@ -137,8 +137,8 @@ export function sizeOf(bytes) {
 /** Seconds as people say them: "45 s", "10 min", "2 h", "3 d". */
 export function duration(seconds) {
   if (seconds < 60) return `${Math.ceil(seconds)} s`;
-  if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 86_400) return `${Math.round(seconds / 3600)} h`;
+  if (seconds < 3570) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 84_600) return `${Math.round(seconds / 3600)} h`;
   return `${Math.round(seconds / 86_400)} d`;
 }
 
