@@ -17,11 +17,17 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "eager", "admission", "order",
     ),
     "ports": ("ports",),
-    "runtime": ("batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs", "inlet", "store", "group", "engines", "schema", "migrations", "tables", "files", "gather"),
+    "runtime": (
+        "batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs",
+        "inlet", "store", "group", "engines", "schema", "migrations", "tables", "files", "gather",
+    ),
     "adapters": ("brokers", "transports"),
     "features": ("features",),
     "toolkit": ("toolkit",),
-    "entry points": ("endpoint", "api", "rest", "asyncapi", "app", "cli", "maintenance", "progress", "logs", "__init__", "__main__"),
+    "entry points": (
+        "endpoint", "api", "rest", "asyncapi", "app", "cli", "maintenance", "progress", "logs", "__init__",
+        "__main__",
+    ),
     "side rooms": ("testing",),
 }  # fmt: skip
 MAY_SEE: dict[str, tuple[str, ...]] = {
