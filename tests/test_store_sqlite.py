@@ -97,14 +97,13 @@ async def test_stopping_ends_though_the_lock_is_not_released(sqlite_url: str) ->
 
 
 async def test_a_lock_for_a_moment_is_waited_for_when_it_is_opened(sqlite_url: str) -> None:
-    async with running(sqlite_url) as it:
-        await it.write("a")
     with closing(other(sqlite_url)) as holder:
-        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("BEGIN EXCLUSIVE")
+        holder.execute("CREATE TABLE somebody_elses (n int)")
         engine = engine_for(sqlite_url, readers=1, full_sync=True)
         opening = asyncio.create_task(engine.start())
-        await until(lambda: not is_free(Path(sqlite_url.removeprefix("sqlite:///") + ".lock")), "it opens the database")
+        lock = Path(sqlite_url.removeprefix("sqlite:///") + ".lock")
+        await until(lambda: lock.exists() and not is_free(lock), "it opens the database")
         assert not opening.done()
         holder.execute("COMMIT")
     await opening

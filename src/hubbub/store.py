@@ -108,7 +108,7 @@ class Store:
             await self.engine.stop()
             raise
         self._loop = asyncio.get_running_loop()
-        self._stop_by = None
+        self._stop_by = self._trouble = None
         self._task = self._loop.create_task(self._write_all())
 
     async def stop(self) -> None:

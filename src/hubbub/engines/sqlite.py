@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
@@ -158,8 +159,9 @@ class SqliteEngine:
         writing, reading = self._writing, self._reading
         if writing is None or reading is None:
             return
-        for connection in self._open_readers:
-            connection.interrupt()  # nobody waits for what it reads any more
+        for connection in tuple(self._open_readers):
+            with suppress(sqlite3.ProgrammingError):  # it is closed
+                connection.interrupt()  # nobody waits for what it reads any more
         await asyncio.get_running_loop().run_in_executor(
             writing, self._close, reading if reading is not writing else None
         )
