@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
@@ -198,6 +200,37 @@ async def test_a_wrong_number_of_results_is_written_for_nobody(database_url: str
         await until(lambda: len(results) == 2, "told")
         assert {each.code for each in results} == {ErrorCode.INTERNAL}
         assert await it.all() == []
+
+
+@given(st.lists(st.sampled_from(["unit", "bad unit", "item", "no: item", "only: item"]), max_size=20))
+async def test_of_any_group_what_is_good_is_written_in_order(kinds: list[str]) -> None:
+    def bad(connection: Connection) -> str:
+        note("half")(connection)
+        raise ClientError("bad", "unit")
+
+    async with running("sqlite://") as it:
+        expected: list[str] = []
+        units: list[asyncio.Task[str]] = []
+
+        async def add(item: str) -> str:
+            it.bulk.add(item)
+            return item
+
+        for n, kind in enumerate(kinds):
+            what = kind if kind == "only: item" else f"{kind} {n}"
+            if kind == "bad unit":
+                units.append(asyncio.create_task(it.store.write(bad)))
+            else:
+                units.append(asyncio.create_task(it.write(what) if kind == "unit" else add(what)))
+            if kind in ("unit", "item") or (kind == "only: item" and what not in expected):
+                expected.append(what)
+        found = await asyncio.gather(*units, return_exceptions=True)
+        await until(lambda: it.store.waiting == 0, "all is told")
+        assert await it.all() == expected
+        assert [isinstance(each, ClientError) for each in found] == [kind == "bad unit" for kind in kinds]
+        told = [what for what, kind in zip(found, kinds, strict=True) if kind != "bad unit"]
+        assert it.told == told
+        assert it.metrics.commits <= 1
 
 
 # -- too much
