@@ -40,7 +40,8 @@ def migrate(
         typer.Option(
             "--restored",
             help="The database comes from a backup, or from a standby that was behind: tell clients that what they have "
-            "seen may not be in it. All rooms get a new epoch, and clients load them anew.",
+            "seen may not be in it. All rooms get a new epoch, and clients load them anew. Files of attachments that the "
+            "database does not know, and that are older than a day, are removed.",
         ),
     ] = False,
 ) -> None:
@@ -59,6 +60,8 @@ def migrate(
             if restored:
                 rooms = await engine.write(_give_new_epochs)
                 typer.echo(f"{rooms:,} rooms have a new epoch")
+        if restored:
+            typer.echo(f"{await _remove_unknown_files(settings):,} files that it does not know were removed")
 
     _run(work(), "migrate it again")
 
@@ -202,6 +205,19 @@ def _engine_of(settings: Settings, *, read_only: bool) -> Engine:
         read_only=read_only,
         timeout=settings.store_timeout,
     )
+
+
+async def _remove_unknown_files(settings: Settings) -> int:
+    from hubbub.features.chat.retention import sweep_files
+    from hubbub.files import files_from
+
+    files = files_from(settings.files, settings.data_dir)
+    async with _store(settings) as store:
+        await files.start()
+        try:
+            return await sweep_files(store, files, now=int(time.time() * 1000))
+        finally:
+            await files.stop()
 
 
 @asynccontextmanager
