@@ -80,6 +80,16 @@ async def test_names_that_are_none(lane: str, name: str) -> None:
         assert (await http.post("/api/rooms", json={"room_id": name})).status_code == 422
 
 
+async def test_who_becomes_a_member_hears_it_on_the_other_devices(lane: str) -> None:
+    async with serve(lane) as server, server.client("alice") as phone, server.client("alice") as laptop:
+        assert [m["type"] for m in (await joined(phone), *phone.seen)].count("room_added") == 0
+        added = await laptop.expect("room_added")
+        assert (added["room"]["room_id"], added["room"]["me"]["role"]) == ("general", "member")
+        await laptop.nothing_more()
+        await joined(laptop)  # a member already
+        assert "room_added" not in [m["type"] for m in await phone.drained()]
+
+
 async def test_how_many_rooms(lane: str) -> None:
     limits: dict[str, Any] = {"max_rooms": 5, "max_rooms_per_user": 2}
     async with serve(lane, **limits) as server, server.client("alice") as alice, server.client("bob") as bob:

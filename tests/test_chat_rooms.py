@@ -51,7 +51,7 @@ async def test_who_makes_a_room_owns_it(database_url: str) -> None:
             "public",
         )
         assert (made.created_by, made.member_count, made.me.role, made.me.unread) == ("ann", 1, "owner", 0)
-        assert outcome.personal == []
+        assert [(user, added.room) for user, added in personal(outcome)] == [("ann", made)]  # on her other devices
         assert (await here.asks("ann", GetRoom(room_id="tea"))).room == made
         seen = (await here.asks("bob", GetRoom(room_id="tea"))).room
         assert seen.name == "Tea & ☕"
@@ -141,6 +141,7 @@ async def test_first_members_are_in_at_once(database_url: str, visibility: Any) 
         outcome = await here.does("ann", message)
         assert answer(outcome).room.member_count == 3
         assert [(user, added.room.room_id, added.room.me.role) for user, added in personal(outcome)] == [
+            ("ann", "tea", "owner"),
             ("bob", "tea", "member"),
             ("cat", "tea", "member"),
         ]
@@ -211,7 +212,7 @@ async def test_people_have_one_direct_room(database_url: str) -> None:
         assert (answer(outcome).created, room.room_id, room.visibility) == (True, f"dm-{key[:20]}", "direct")
         assert (room.people, room.member_count, room.me.role) == (["ann", "bob", "cat"], 3, "member")
         assert [(user, added.room.room_id, added.room.people) for user, added in personal(outcome)] == [
-            (user, room.room_id, ["ann", "bob", "cat"]) for user in ("bob", "cat")
+            (user, room.room_id, ["ann", "bob", "cat"]) for user in ("ann", "bob", "cat")
         ]
         again = await here.does("bob", OpenDirect(user_ids=["ann", "cat"]))
         assert (answer(again).created, answer(again).room.room_id, again.personal) == (False, room.room_id, [])

@@ -273,3 +273,15 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         result = run(tmp_path, "serve", "--port", str(taken.getsockname()[1]))
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
+
+
+def test_a_database_that_another_process_has_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
+    with served(tmp_path, "--no-dev", HUBBUB_SECRET=SECRET):
+        second = run(tmp_path, "serve", "--no-dev", "--port", "0", HUBBUB_SECRET=SECRET)
+        assert second.returncode == 3
+        assert "Traceback" not in second.stderr
+        said = next(line for line in second.stderr.splitlines() if "writes to" in line)
+        assert "another process (pid " in said
+        assert "use PostgreSQL (HUBBUB_DATABASE_URL)" in said
+    data = tmp_path / "data"
+    assert (data.stat().st_mode & 0o777, (data / "hubbub.db").stat().st_mode & 0o777) == (0o700, 0o600)

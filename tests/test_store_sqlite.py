@@ -155,7 +155,7 @@ def test_two_processes_cannot_write(sqlite_url: str) -> None:
 async def test_others_may_read_beside_the_writer(sqlite_url: str) -> None:
     async with running(sqlite_url) as it:
         await it.write("a")
-        with pytest.raises(ConfigurationError, match="another process"):
+        with pytest.raises(ConfigurationError, match="another hub of this process"):
             await engine_for(sqlite_url, readers=1, full_sync=True).start()
         beside = engine_for(sqlite_url, readers=1, full_sync=True, read_only=True)
         await beside.start()

@@ -453,7 +453,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _store(settings: Settings, hub: Hub) -> Store:
-    engine = engine_for(settings.database, readers=settings.store_readers, full_sync=settings.store_sync == "full")
+    engine = engine_for(
+        settings.database,
+        readers=settings.store_readers,
+        full_sync=settings.store_sync == "full",
+        timeout=settings.store_timeout,
+    )
     return Store(
         engine,
         hub.metrics,
@@ -487,9 +492,31 @@ class _Starts:
         self._hub = hub
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan":
-            await self._hub.ensure_started()
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        await self._hub.ensure_started()
         await self._app(scope, receive, send)
+
+    async def _live(self, scope: Any, receive: Any, send: Any) -> None:
+        """The app's lifespan. What keeps it from starting and can be said in a sentence is said so, and not as a traceback."""
+        failed: Any = None
+
+        async def sent(message: Any) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed = message  # why comes as an exception, in a moment
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        except ConfigurationError as error:
+            await send({"type": "lifespan.startup.failed", "message": f"hubbub: {error}"})
+        except BaseException:
+            if failed is not None:
+                await send(failed)
+            raise
 
 
 class _Gates:
@@ -560,7 +587,7 @@ def ensure_secret(settings: Settings) -> Settings:
         )
     path = settings.data_dir / "secret"
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:

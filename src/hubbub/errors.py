@@ -137,7 +137,8 @@ class AuthenticationFailed(ClientError):
 
 
 class StoreUnavailable(ClientError):
-    """The store cannot write or read now: its disk is full, it is locked, or it does not answer. Nothing was changed."""
+    """The store cannot write or read now: its disk is full, it is locked, or it does not answer. Nothing was changed,
+    unless the message says that this is not known."""
 
     __slots__ = ()
 

@@ -521,7 +521,7 @@ class Hub:
 
     def _send_personal(self, user_id: str, publication: Publication) -> None:
         for session in self.users.get(user_id, ()):
-            if session.state is State.OPEN:
+            if session.state is State.OPEN and session.id != publication.origin:
                 session.link.send(session.link.lane.codec.convert(publication.payload))
                 self.fanout.deliveries += 1
 

@@ -327,7 +327,8 @@ class Store:
         self._trouble = _reason(error)
         if not self._complained and (not transient or now - self._troubled_at > NOT_WORTH_A_WORD):
             self._complained = True
-            log.error("the store cannot write: %s", self._trouble, exc_info=error)
+            # a fault that is waited for needs no traceback
+            log.error("the store cannot write: %s", self._trouble, exc_info=None if transient else error)
 
     def _worked(self) -> None:
         self._size = min(2 * self._size, GROUP)

@@ -96,8 +96,10 @@ class SqliteEngine:
 
     def _open_file(self, path: Path) -> None:
         if not self._read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(path)
+            # people's messages are nobody else's on this machine; SQLite's other files take the mode of this one
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._writer = self._make(str(path), "BEGIN IMMEDIATE", QueuePool, pool_size=1, max_overflow=0)
             self._writer.connect().close()
         elif not path.exists():
@@ -274,6 +276,10 @@ def _locked(path: Path) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip()
         lock.close()
+        if holder == f"pid {os.getpid()}":
+            raise ConfigurationError(
+                f"another hub of this process writes to {path}: give each its own (database_url= or data_dir=)"
+            ) from None
         raise ConfigurationError(
             f"another process{f' ({holder})' if holder else ''} writes to {path}: SQLite takes one at a time; "
             "stop it, or use PostgreSQL (HUBBUB_DATABASE_URL)"

@@ -100,6 +100,17 @@ export class Room extends Emitter {
     this.emit("counts");
   }
 
+  /**
+   * What a list says of the room, which may be older than what was heard since, or know of what was said while the connection
+   * was just entering. Both numbers only grow, so the larger ones hold.
+   */
+  compare(info) {
+    const { me, ...rest } = info;
+    const read = (info.message_count ?? 0) - (me?.unread ?? 0);
+    this.#readCount = Math.max(this.#readCount, read);
+    this.update(rest);
+  }
+
   changeMine(values) {
     this.me = { ...this.me, ...values };
     this.emit("info");

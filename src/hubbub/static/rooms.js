@@ -91,7 +91,7 @@ export class Rooms extends Emitter {
       if (info.me?.invited_by) continue;
       const room = this.all.get(info.room_id);
       if (!room) this.add(info);
-      else if (room.state === "here") room.update({ ...info, me: undefined }); // it hears by itself what is unread
+      else if (room.state === "here") room.compare(info);
       else room.update(info);
     }
     const ids = new Set(listed.map((info) => info.room_id));
@@ -160,6 +160,7 @@ export class Rooms extends Emitter {
       await this.enter(room.id).entering;
       if (++entered > AT_ONCE) await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
+    if (entered) await this.refresh(); // what was said in a room while we were just entering it, nobody has told us
   }
 
   #makePlace(wanted) {

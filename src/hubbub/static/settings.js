@@ -56,7 +56,7 @@ export function openSettings(desk, members, room, tab = "you") {
 }
 
 /** A line that says how it went. */
-export function outcome() {
+function outcome() {
   const line = h("p", { class: "field-error", role: "alert" });
   return {
     line,

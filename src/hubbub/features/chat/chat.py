@@ -125,9 +125,10 @@ class Chat:
         now = int(self.hub.clock.time() * 1000)
         return Tx(connection, caller, now, self.hub.settings, writes=writes)
 
-    async def run(self, caller: Caller, message: ClientMessage) -> Any:
+    async def run(self, caller: Caller, message: ClientMessage, by: Session | None = None) -> Any:
         """Carry out a command for somebody; returns its reply once it is committed and told.
 
+        :param by: the session that it comes from.
         :raises ClientError: it is refused.
         """
         command: Command[Any, Any] = COMMANDS[type(message)]
@@ -138,13 +139,13 @@ class Chat:
             return tx.outcome
 
         if command.writes:
-            outcome = await self.store.write(work, self._tell)
+            outcome = await self.store.write(work, partial(self._tell, by=by))
         else:
             outcome = await self.store.read(work)
         return self._with_presence(outcome.reply)
 
     async def _on_command(self, command: Command[Any, Any], session: Session, message: ClientMessage) -> None:
-        reply = await self.run(caller_of(session), message)
+        reply = await self.run(caller_of(session), message, session)
         reply.ref = message.ref
         self.hub.reply(session, reply)
 
@@ -163,7 +164,7 @@ class Chat:
 
     # -- telling what was committed
 
-    def _tell(self, outcome: Outcome[Any]) -> None:
+    def _tell(self, outcome: Outcome[Any], by: Session | None = None) -> None:
         """Tell of a command, in the turn of its commit and in the order of the commits."""
         for changed in outcome.changed:
             room = self.live.rooms.get(changed.room.id)
@@ -173,7 +174,8 @@ class Chat:
         for room_id, passing in outcome.passing:
             self.live.publish(room_id, Publication(JSON.encode(passing)))
         for user_id, message in outcome.personal:
-            self._personally(user_id, message)
+            answered = by is not None and by.user_id == user_id and isinstance(message, tells.RoomAdded)
+            self._personally(user_id, message, by if answered else None)
         for removed in outcome.removed:
             self._remove(removed.room_id, removed.user_id, removed.reason)
         for mentioned in outcome.mentioned:
@@ -199,8 +201,9 @@ class Chat:
             # it is committed: this node has it from the store now, the others by the gap in the offsets
             self.hub.inlet.lost(channel)
 
-    def _personally(self, user_id: str, message: ServerMessage) -> None:
-        publication = Publication(JSON.encode(message))
+    def _personally(self, user_id: str, message: ServerMessage, by: Session | None = None) -> None:
+        """Send something to all devices of a user, but not to the session that it comes from."""
+        publication = Publication(JSON.encode(message), origin=by.id if by is not None else None)
         self.hub.spawn(self._publish_ephemeral(PERSONAL + user_id, publication))
 
     async def _publish_ephemeral(self, channel: str, publication: Publication) -> None:
@@ -241,6 +244,8 @@ class Chat:
         try:
             entry = await self._entrance.enter(caller_of(session), room_id)
             room = self.live.know(entry.row)
+            if entry.new:
+                self._personally(session.user_id, tells.RoomAdded(room=entry.info), session)
             since = message.since if message is not None else None
             if entry.floor:
                 room.floors[session.user_id] = entry.floor

@@ -26,11 +26,13 @@ class Entry(Struct):
     """A room as somebody enters it.
 
     :ivar floor: the number after which they may see what happened.
+    :ivar new: they became a member just now.
     """
 
     row: RoomRow
     info: RoomInfo
     floor: int
+    new: bool = False
 
 
 class Coming(Struct):
@@ -145,12 +147,12 @@ class Entering:
             return _Joined(self._entry(tx, room, member))
         if room.visibility != "public" or standing.invited_by is not None or standing.ban is not None:
             member = become_member(tx, room, None)  # there is more to do than to write a row
-            return _Joined(self._entry(tx, room, member), tx.outcome)
+            return _Joined(self._entry(tx, room, member, new=True), tx.outcome)
         judge_join(standing, caller, now, self._settings.max_members)
         member = new[key] = new_member(room, caller.user_id, "member", now)
         room.member_count += 1
         tx.outcome.changed.append(Changed(room))
-        return _Joined(self._entry(tx, room, member), tx.outcome)
+        return _Joined(self._entry(tx, room, member, new=True), tx.outcome)
 
     def _joined(self, comings: Sequence[Coming], results: Sequence[_Joined | ClientError]) -> None:
         for coming, joined in zip(comings, results, strict=True):
@@ -172,10 +174,10 @@ class Entering:
     def _tx(self, connection: Connection, caller: Caller, now: int, *, writes: bool) -> Tx:
         return Tx(connection, caller, now, self._settings, writes=writes)
 
-    def _entry(self, tx: Tx, row: RoomRow, member: MemberRow | None) -> Entry:
+    def _entry(self, tx: Tx, row: RoomRow, member: MemberRow | None, *, new: bool = False) -> Entry:
         people = people_of(tx, [row]).get(row.no, UNSET)
         info = room_info(row, my_room(row, member), people=people)
-        return Entry(row, info, member.history_from if member is not None else 0)
+        return Entry(row, info, member.history_from if member is not None else 0, new)
 
 
 def _locked(connection: Connection, room_ids: Iterable[str]) -> dict[str, RoomRow]:

@@ -153,13 +153,13 @@ def _check_quotas(tx: Tx, room: RoomRow) -> None:
 
 
 def _fill(tx: Tx, room: RoomRow, people: list[str]) -> RoomInfo:
-    """Put people into a new room and tell them, but for the caller; returns the room as that one sees it."""
+    """Put people into a new room and tell them, on all devices; returns the room as the caller sees it."""
     owner = None if room.visibility == "direct" else room.created_by
     members = [new_member(room, each, "owner" if each == owner else "member", tx.now) for each in people]
     add_members(tx, room, members)
     together = people if room.visibility == "direct" else UNSET
     shown = {each.user_id: room_info(room, my_room(room, each), people=together) for each in members}
-    mine = shown.pop(tx.caller.user_id, None)
+    mine = shown.get(tx.caller.user_id)
     for user_id, info in shown.items():
         tx.personally(user_id, RoomAdded(info))
     return room_info(room, people=together) if mine is None else mine
