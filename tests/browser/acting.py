@@ -10,7 +10,7 @@ from typing import Any
 from playwright.sync_api import Page, WebSocket
 from websockets.sync.client import connect
 
-from tests.browser.conftest import Server
+from tests.browser.conftest import Person, Server, Somebody
 
 PAYLOADS = [
     "<script>window.harm.push('script')</script>",
@@ -73,3 +73,11 @@ def png(width: int, height: int, color: tuple[int, int, int] = (15, 118, 110)) -
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def two(somebody: Somebody, names: tuple[str, str], name: str, room_id: str, **choices: str) -> tuple[Person, Person]:
+    """Two people in a room that the first one made."""
+    first, second = somebody(names[0]), somebody(names[1])
+    first.make_room(name, room_id, **choices)
+    second.enter(room_id)
+    return first, second
