@@ -18,7 +18,7 @@ install: .venv/.dev ## only create .venv, with everything
 
 test: .venv/.dev ## all tests, with what they need (ARGS="-k name")
 	scripts/ensure-chromium
-	$(BIN)/python -m pytest $(ARGS)
+	scripts/run-tests $(ARGS)
 
 lint: .venv/.dev ## ruff, mypy --strict, pyright on the public API
 	$(BIN)/ruff check .
