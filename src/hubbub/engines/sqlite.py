@@ -109,6 +109,10 @@ class SqliteEngine:
         )
         with self._reader.begin() as connection:
             connection.exec_driver_sql("SELECT 1 FROM sqlite_master").all()
+        # all of them now: the first who reads does not wait, and a server's descriptors are what they will be
+        opened = [self._reader.connect() for _ in range(self._readers)]
+        for connection in opened:
+            connection.close()
 
     def _make(
         self, database: str, begin: str, pool: type[sqlalchemy.Pool], *, query_only: bool = False, **options: Any
