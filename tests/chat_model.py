@@ -6,6 +6,7 @@ a server that counts them one by one can be compared with it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -105,6 +106,7 @@ class Room:
 class Model:
     """Rooms, and who is in them on a connection (``here``).
 
+    :ivar notified: (user, room, message) of who was told that they are mentioned.
     :ivar now: unix seconds.
     """
 
@@ -112,6 +114,7 @@ class Model:
         self.now = now
         self.rooms = {room_id: Room(room_id, name=room_id) for room_id in public}
         self.here: set[tuple[str, str]] = set()
+        self.notified: Counter[tuple[str, str, int]] = Counter()
 
     def does(self, user: str, kind: str, room_id: str, /, **fields: Any) -> Answer | Refused:
         """What a command of somebody is answered with."""
@@ -202,6 +205,8 @@ class Model:
     def create_room(
         self, user: str, room_id: str, visibility: str, kind: str, history: str, members: list[str]
     ) -> Answer:
+        if room_id.startswith("dm-"):
+            raise Refused("invalid_message")
         if room_id in self.rooms:
             raise Refused("conflict")
         room = self.rooms[room_id] = Room(room_id, visibility, kind, history, room_id)
@@ -382,6 +387,14 @@ class Model:
 
         return tuple(name for name in mentions_of(text, 50) if counts(name))
 
+    def _notify(self, room: Room, seq: int, before: tuple[str, ...] = ()) -> None:
+        """Tell who is mentioned now, and was not before."""
+        message = room.messages[seq]
+        for user, member in room.members.items():
+            new = {user, EVERYONE} & {*message.mentions} and not {user, EVERYONE} & {*before}
+            if new and user != message.author and member.notify != "none" and member.history_from < seq:
+                self.notified[user, room.id, seq] += 1
+
     def chat_message(
         self,
         user: str,
@@ -413,6 +426,7 @@ class Model:
         said = Message(user, [message], thread=thread, reply_to=reply_to)
         said.mentions = self._mentioned(room, user, message, seq)
         room.messages[seq] = said
+        self._notify(room, seq)
         if client_id is not None:
             room.said[user, client_id] = seq
         if thread is None:
@@ -450,7 +464,8 @@ class Model:
             return {"version": there.version, "offset": None}
         there.texts.append(message)
         there.version += 1
-        there.mentions = self._mentioned(room, user, message, id)
+        before, there.mentions = there.mentions, self._mentioned(room, user, message, id)
+        self._notify(room, id, before)
         if there.thread is not None:
             root = room.messages[there.thread]
             for each in {*there.mentions} - {EVERYONE}:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -24,27 +25,43 @@ PEOPLE: Final = ("ann", "bob", "cyd")
 PAIR: Final = PEOPLE[:2]
 DIRECT: Final = "dm-" + hashlib.sha256(msgspec.json.encode(PAIR)).hexdigest()[:20]
 ROOMS: Final = ("hall", "den", "loft", DIRECT)
-TEXTS: Final = ("hello", "so it is", "@bob look", "@ann @cyd both", "@room all", "mail me: x@ann, @[cyd]!", " ")
+TEXTS: Final = ("hello", "so it is", "@bob look", "@ann @cyd both", "@room all", "mail me: x@ann, @[cyd]!")
 AUTHOR: Final = "the author"
 OWNER: Final = "an owner"
 MEMBERS: Final = ("a member", "the next member", "the last member")
 """Who these are is found out when it comes to it: most of what others try is refused."""
-UNSET_LAST: Final = 99
+GONE: Final = 99
+"""Picks a message that is not there."""
 Step: TypeAlias = tuple[str, str, str, dict[str, Any]]
 """Who does what in which room, with which fields. A message is named by a number that picks one of those that are there."""
+Chosen: TypeAlias = Callable[[Random], Any]
 
-person = st.sampled_from(PEOPLE)
-mostly_author = st.sampled_from((*PEOPLE, *(AUTHOR,) * 6))
-mostly_owner = st.sampled_from((*PEOPLE, *(OWNER,) * 6))
-mostly_members = st.sampled_from((*PEOPLE, *MEMBERS * 3))
-room = st.sampled_from(("hall", "den", "den", "den", "loft", DIRECT))
-picked = st.integers(0, UNSET_LAST)
-maybe = st.one_of(st.none(), picked)
-client_id = st.one_of(st.none(), st.none(), st.sampled_from(("c1", "c2")))
+
+def one_of(*values: Any) -> Chosen:
+    return lambda dice: dice.choice(values)
+
+
+def some(dice: Random) -> list[str]:
+    return dice.sample(PEOPLE, dice.randint(1, 3))
+
+
+def picked(dice: Random) -> int:
+    return GONE if dice.random() < 0.05 else -1 - min(int(dice.expovariate(0.25)), 90)  # mostly late ones
+
+
+def maybe(dice: Random) -> int | None:
+    return picked(dice) if dice.random() < 0.4 else None
+
+
+def change(dice: Random) -> dict[str, Any]:
+    return dict(dice.choice(CHANGES))
+
+
 CHANGES: Final[tuple[dict[str, Any], ...]] = (
     {"name": "another"},
     {"topic": "tea"},
     {"archived": True},
+    {"archived": False},
     {"archived": False},
     {"visibility": "public"},
     {"visibility": "private"},
@@ -53,68 +70,68 @@ CHANGES: Final[tuple[dict[str, Any], ...]] = (
     {"history": "joined"},
     {"history": "shared", "topic": "past", "name": "both"},
 )
-
-
-def step(kind: str, /, where: Any = room, who: Any = person, **fields: Any) -> st.SearchStrategy[Step]:
-    return st.tuples(who, st.just(kind), where, st.fixed_dictionaries(fields))
-
-
-saying = step(
-    "chat_message",
-    who=mostly_members,
-    message=st.sampled_from(TEXTS),
-    client_id=client_id,
-    thread=maybe,
-    reply_to=maybe,
-)
-plain = step("chat_message", who=mostly_members, message=st.sampled_from(TEXTS))
-make = step(
-    "create_room",
-    where=st.sampled_from(("den", "den", "loft")),
-    visibility=st.sampled_from(("private", "private", "public")),
-    kind=st.sampled_from(("group", "group", "broadcast", "large")),
-    history=st.sampled_from(("shared", "joined")),
-    members=st.lists(person, unique=True, max_size=3),
-)
-join = step("join_room", since=st.one_of(st.none(), st.integers(0, 100)))
-role = step("set_role", who=mostly_owner, user_id=person, role=st.sampled_from(("owner", "moderator", "member")))
-staff = st.one_of(
-    role,
-    step("kick_member", who=mostly_owner, user_id=person),
-    step("ban_member", who=mostly_owner, user_id=person, seconds=st.sampled_from((None, 60))),
-    step("unban_member", who=mostly_owner, user_id=person),
-    step("mute_member", who=mostly_owner, user_id=person, seconds=st.just(60)),
-    step("unmute_member", who=mostly_owner, user_id=person),
-    st.sampled_from(CHANGES).flatmap(
-        lambda change: step("update_room", who=mostly_owner, **{k: st.just(v) for k, v in change.items()})
+texts = one_of(*TEXTS * 3, " ")
+anybody = one_of(*PEOPLE)
+members = one_of(*PEOPLE, *MEMBERS, *MEMBERS[:2] * 3, *MEMBERS[:1] * 3)
+author = one_of(*PEOPLE, *(AUTHOR,) * 9)
+owner = one_of(*PEOPLE, *(OWNER,) * 9)
+KINDS: Final[dict[str, tuple[int, Chosen, dict[str, Chosen]]]] = {
+    "chat_message": (
+        20,
+        members,
+        {"message": texts, "client_id": one_of(None, None, "c1", "c2"), "thread": maybe, "reply_to": maybe},
     ),
-)
-coming = st.one_of(
-    join,
-    join,
-    step("become_member"),
-    step("leave_room", membership=st.booleans()),
-    step("invite_members", who=mostly_members, user_ids=st.lists(person, unique=True, min_size=1, max_size=3)),
-    step("open_direct", where=st.just(DIRECT), people=st.just(PAIR)).filter(lambda each: each[0] in PAIR),
-)
-about = st.one_of(
-    step("edit_message", who=mostly_author, id=picked, message=st.sampled_from(TEXTS)),
-    step("edit_message", who=mostly_author, id=picked, message=st.sampled_from(TEXTS)),
-    step("delete_message", who=mostly_author, id=picked),
-    step("add_reaction", who=mostly_members, id=picked, emoji=st.sampled_from(("👍", "🎉"))),
-    step("remove_reaction", who=mostly_members, id=picked, emoji=st.sampled_from(("👍", "🎉"))),
-    step("pin_message", who=mostly_owner, id=picked),
-    step("unpin_message", who=mostly_owner, id=picked),
-)
-reading = st.one_of(
-    step("mark_read", who=mostly_members, id=picked, thread=maybe),
-    step("set_notify", who=mostly_members, notify=st.sampled_from(("all", "mentions", "none"))),
-)
-at_once = st.lists(plain, min_size=2, max_size=5)
-"""Things said in the same moment."""
-later = st.just(61.0)
-"""Seconds that go by."""
-steps = st.one_of(saying, saying, plain, coming, about, about, reading, staff, make, at_once, later)
+    "edit_message": (9, author, {"id": picked, "message": texts}),
+    "delete_message": (3, author, {"id": picked}),
+    "add_reaction": (3, members, {"id": picked, "emoji": one_of("👍", "🎉")}),
+    "remove_reaction": (2, members, {"id": picked, "emoji": one_of("👍", "🎉")}),
+    "pin_message": (4, owner, {"id": picked}),
+    "unpin_message": (1, owner, {"id": picked}),
+    "mark_read": (8, members, {"id": picked, "thread": maybe}),
+    "set_notify": (4, members, {"notify": one_of("all", "mentions", "none")}),
+    "join_room": (9, anybody, {"since": one_of(None, 0, 1, 5, 90, 90)}),
+    "become_member": (3, anybody, {}),
+    "leave_room": (3, members, {"membership": one_of(True, True, False)}),
+    "invite_members": (4, members, {"user_ids": some}),
+    "create_room": (1, anybody, {
+        "visibility": one_of("private", "public"),
+        "kind": one_of("group", "broadcast", "large"),
+        "history": one_of("shared", "joined"),
+        "members": some,
+    }),
+    "set_role": (3, owner, {"user_id": anybody, "role": one_of("owner", "moderator", "member")}),
+    "kick_member": (2, owner, {"user_id": anybody}),
+    "ban_member": (1, owner, {"user_id": anybody, "seconds": one_of(None, 60)}),
+    "unban_member": (2, owner, {"user_id": anybody}),
+    "mute_member": (1, owner, {"user_id": anybody, "seconds": one_of(60)}),
+    "unmute_member": (1, owner, {"user_id": anybody}),
+    "update_room": (4, owner, {}),
+    "at once": (5, members, {}),
+    "later": (1, anybody, {}),
+}  # fmt: skip
+"""What is done → how often, by whom, with which fields."""
+
+
+def step_of(seed: int) -> Any:
+    """A step; a list of them that are done in the same moment; or seconds that go by."""
+    dice = Random(seed)
+    kind = dice.choices(list(KINDS), [weight for weight, *_ in KINDS.values()])[0]
+    if kind == "later":
+        return 61.0
+    _, who, fields = KINDS[kind]
+    where = dice.choices((*ROOMS, "nowhere"), (4, 14, 4, 4, 1))[0]
+    if kind == "at once":
+        fields = {"message": texts, "client_id": KINDS["chat_message"][2]["client_id"]}
+        return [
+            (who(dice), "chat_message", where, {name: choose(dice) for name, choose in fields.items()})
+            for _ in range(dice.randint(2, 5))
+        ]
+    chosen = change(dice) if kind == "update_room" else {name: choose(dice) for name, choose in fields.items()}
+    return who(dice), kind, where, chosen
+
+
+steps = st.integers(0, 2**64 - 1).map(step_of)
+"""Each from a number, so that all are as likely as they should be."""
 
 
 class Game:
@@ -138,21 +155,31 @@ class Game:
             user, kind, room_id, fields = step
             if kind == "unban_member" and self.model.is_over(room_id, fields["user_id"]):
                 return  # it may be swept away already, or not
-            fields = self._with_ids(room_id, fields)
+            fields = self._with_ids(kind, room_id, fields)
             user = self._who(user, room_id, fields)
             answer = await self.clients[user].ask(kind, **self._asked(user, kind, room_id, fields))
             self._same((user, kind, room_id, fields), answer)
 
-    def _with_ids(self, room_id: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def _with_ids(self, kind: str, room_id: str, fields: dict[str, Any]) -> dict[str, Any]:
         """The messages that the numbers pick."""
-        room = self.model.rooms.get(room_id)
-        there = sorted(room.messages) if room is not None else []
+        room = self.model.rooms.get(room_id) or Room(room_id)
 
-        def chosen(pick: int) -> int:
-            return there[pick % len(there)] if there and pick != UNSET_LAST else (room.seq if room else 0) + 3
+        def chosen(pick: int | None, *better: list[int]) -> int | None:
+            """Of the first of the better ones that there are, as a rule."""
+            there = next((each for each in better if each and pick and pick % 4), sorted(room.messages))
+            return pick and (there[pick % len(there)] if there and pick != GONE else room.seq + 3)
 
-        named = {"id", "thread", "reply_to"}
-        return {k: chosen(v) if k in named and v is not None else v for k, v in fields.items()}
+        found = dict(fields)
+        pinned = [seq for seq, each in room.messages.items() if each.pinned]
+        if fields.get("thread"):
+            threads = sorted({each.thread for each in room.messages.values() if each.thread is not None})
+            found["thread"] = chosen(fields["thread"], threads)
+        if "id" in fields:
+            better = room.replies(found["thread"]) if found.get("thread") else pinned if "delete" in kind else []
+            found["id"] = chosen(fields["id"], better)
+        if fields.get("reply_to"):
+            found["reply_to"] = chosen(fields["reply_to"])
+        return found
 
     def _who(self, user: str, room_id: str, fields: dict[str, Any]) -> str:
         room = self.model.rooms.get(room_id) or Room("")
@@ -184,7 +211,7 @@ class Game:
         if isinstance(expected, Refused):
             assert answer["type"] == "error", (step, expected.codes, answer)
             assert answer["code"] in expected.codes, (step, expected.codes, answer)
-            self.done["refused"] += 1
+            self.done[f"{kind}: {answer['code']}"] += 1
             return
         assert answer["type"] != "error", (step, answer)
         if kind == "join_room":
@@ -217,6 +244,7 @@ class Game:
 
     def heard(self) -> None:
         """All heard in order and whole what the model says that happened, while they were in the rooms."""
+        notified: Counter[tuple[str, str, int]] = Counter()
         for user, client in self.clients.items():
             at: dict[str, int] = {}
             for message in client.seen:
@@ -227,12 +255,16 @@ class Game:
                     at[message["room_id"]] = message["position"]["offset"]
                 elif message["type"] == "room_left":
                     at.pop(message["room_id"], None)  # who leaves for good is told twice
+                elif message["type"] == "notification":
+                    about = message["data"]["metadata"]
+                    notified[user, about["room_id"], about["id"]] += 1
                 elif "room_id" in message and "data" in message:
                     number, event = happened(message)
                     room_id = message["room_id"]
                     at[room_id] += 1
                     assert (number, self.model.rooms[room_id].events[number - 1]) == (at[room_id], event), user
             assert at == {each: self.model.rooms[each].seq for who, each in self.model.here if who == user}, user
+        assert notified == self.model.notified
 
     # -- what there is in the end
 
@@ -413,18 +445,31 @@ async def played(played: Iterable[Any]) -> Counter[str]:
 
 
 OPENING: Final[tuple[Any, ...]] = (
-    ("ann", "create_room", "den", {"visibility": "private", "kind": "group", "history": "shared", "members": ["bob"]}),
     ("bob", "open_direct", DIRECT, {"people": PAIR}),
+    ("cyd", "create_room", "loft", {"visibility": "public", "kind": "group", "history": "shared", "members": []}),
     *(("ann", "join_room", each, {"since": None}) for each in ("hall", "den", DIRECT)),
-    *(("bob", "join_room", each, {"since": None}) for each in ("hall", "den")),
-    ("cyd", "join_room", "hall", {"since": None}),
+    *(("bob", "join_room", each, {"since": None}) for each in ("hall", "den", "loft")),
+    *(("cyd", "join_room", each, {"since": None}) for each in ("hall", "loft")),
     ("ann", "chat_message", "den", {"message": "@bob look"}),
-    ("bob", "chat_message", "den", {"message": "@room all", "thread": 0}),
+    ("bob", "chat_message", "den", {"message": "@room all", "thread": -1}),
+    ("ann", "invite_members", "den", {"user_ids": ["cyd"]}),
+    ("cyd", "join_room", "den", {"since": None}),
 )
 """So that there is something from the start."""
+den = st.builds(
+    lambda visibility, kind, history: (
+        "ann",
+        "create_room",
+        "den",
+        {"visibility": visibility, "kind": kind, "history": history, "members": ["bob"]},
+    ),
+    st.sampled_from(("private", "private", "public")),
+    st.sampled_from(("group", "group", "large", "broadcast")),
+    st.sampled_from(("shared", "joined")),
+)
 
 
-@given(st.lists(steps, min_size=30, max_size=80))
+@given(den, st.lists(steps, min_size=30, max_size=120))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-async def test_whatever_people_do(script: list[Any]) -> None:
-    await played([*OPENING, *script])
+async def test_whatever_people_do(den: Step, script: list[Any]) -> None:
+    await played([den, *OPENING, *script])
