@@ -21,7 +21,7 @@ from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
 from hubbub.features.chat.search import Indexer
 from hubbub.features.chat.sending import Send, Sending, Sent, said_data
-from hubbub.features.chat.texts import check_text
+from hubbub.features.chat.texts import check_message
 from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Told, Tx, message_head, stamp
 from hubbub.hub import EPHEMERAL, PERSONAL, ChannelRule, Hub
 from hubbub.messages import JSON, ClientMessage, Gap, Position, Reply, ServerMessage
@@ -331,7 +331,7 @@ class Chat:
     # -- saying something
 
     def _on_message(self, session: Session, message: asks.ChatMessage) -> Coroutine[Any, Any, None] | None:
-        check_text(message.message, self.hub.settings, may_be_empty=bool(message.files))
+        check_message(message, self.hub.settings)
         room = self._joined(session, message.room_id)
         if room is None:
             return self._say_in_default_room(session, message)
@@ -376,7 +376,7 @@ class Chat:
         """
         if not caller.user_id:
             raise ClientError(ErrorCode.INVALID_MESSAGE, "say who speaks: `user_id`")
-        check_text(message.message, self.hub.settings, may_be_empty=bool(message.files))
+        check_message(message, self.hub.settings)
         row = await self.store.read(partial(self._row, caller, room_id))
         if not row.stored:
             room = self.live.know(row)

@@ -27,6 +27,7 @@ from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Act, MemberRow, RoomRow
 from hubbub.features.chat.asks import GetLastSeen, GetMessages, ListMentions, ListReceipts, ListThreads, MarkRead
+from hubbub.features.chat.membership import checked_users
 from hubbub.features.chat.mentioning import EVERYONE
 from hubbub.features.chat.render import MESSAGE_COLUMNS, messages_of
 from hubbub.features.chat.tables import SEQ_BITS, SEQ_MASK, key_of
@@ -344,7 +345,7 @@ def _open(tx: Tx) -> ColumnElement[bool]:
 @reads(GetLastSeen, "GET /api/last-seen")
 def last_seen(tx: Tx, message: GetLastSeen) -> LastSeen:
     """When people were last connected: those who share a room with the caller; anybody, for an admin."""
-    wanted = set(message.user_ids)
+    wanted = set(checked_users(message.user_ids))
     if not tx.caller.admin:
         others = tables.members.alias().c
         mine = select(_m.room_no).where(_m.user_id == tx.caller.user_id, _open(tx))

@@ -33,6 +33,7 @@ from hubbub.errors import ClientError, ErrorCode, StoreUnavailable
 from hubbub.features.chat import tables
 from hubbub.features.chat.access import Act, RoomRow, may_search
 from hubbub.features.chat.asks import Search
+from hubbub.features.chat.membership import checked_text
 from hubbub.features.chat.queries import Query, parse
 from hubbub.features.chat.render import MESSAGE_COLUMNS, SYSTEM, message_of
 from hubbub.features.chat.tables import SEARCHED, SEQ_BITS, SEQ_MASK, key_of
@@ -294,7 +295,8 @@ def search(tx: Tx, message: Search) -> SearchResults:
     query = parse(message.query)
     before = _place(message.before)
     rooms, lows = _one_room(tx, message.room_id) if message.room_id is not None else _all_rooms(tx)
-    asked = _Asked(query, message.user_id, rooms, lows, before, message.limit + 1)
+    author = None if message.user_id is None else checked_text(message.user_id, "user_id")
+    asked = _Asked(query, author, rooms, lows, before, message.limit + 1)
     if tx.dialect == "postgresql":
         tx.connection.execute(_PLAN_ANEW)
     rows = list(_within(tx, asked) if message.room_id is not None else _across(tx, asked))

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from hubbub.errors import ClientError, ErrorCode
+from hubbub.features.chat.asks import ChatMessage
 from hubbub.settings import Settings
+
+
+def check_message(message: ChatMessage, settings: Settings) -> None:
+    """Refuse what cannot be said. (The others of its turn are written by the same statements.)
+
+    :raises ClientError: ``too_large``, ``invalid_message``.
+    """
+    check_text(message.message, settings, may_be_empty=bool(message.files))
+    if message.client_id is not None and "\x00" in message.client_id:
+        raise ClientError(ErrorCode.INVALID_MESSAGE, "there may be no NUL in it - at `$.client_id`")
+    if message.files and any("\x00" in each for each in message.files):
+        raise ClientError(ErrorCode.INVALID_MESSAGE, "there may be no NUL in it - at `$.files`")
 
 
 def check_text(text: str, settings: Settings, *, may_be_empty: bool = False) -> None:
