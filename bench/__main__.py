@@ -29,6 +29,7 @@ from bench.servers import (
     Missing,
     Running,
     Server,
+    close_all,
     compile_c,
     placed,
     raise_file_limit,
@@ -618,8 +619,11 @@ def main() -> None:
         notes.append(f"idle: {settings.idle:,} connections need more descriptors than the {files:,} allowed here")
         cases = [case for case in cases if case.name not in ("memory", "idle-cpu")]
     bench = Bench(settings)
-    servers = available(wanted, notes)
-    measured = measure_all(bench, servers, cases, notes)
+    try:
+        servers = available(wanted, notes)
+        measured = measure_all(bench, servers, cases, notes)
+    finally:
+        close_all()
     base = next((name for name in (options.base, "limit") if measured.get(name)), None)
     text = report(bench, measured, cases, base, notes)
     options.out.mkdir(parents=True, exist_ok=True)

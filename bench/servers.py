@@ -7,7 +7,6 @@ A `Server` is data: a command, an environment, and the words of its protocol, as
 
 from __future__ import annotations
 
-import atexit
 import os
 import resource
 import secrets
@@ -293,10 +292,7 @@ def prepare_postgres() -> None:
         from tests.databases import PostgresServer
     except ImportError as error:
         raise Missing(f"PostgreSQL's wheel is not installed: {error}") from None
-    server = PostgresServer()
-    server.__enter__()
-    atexit.register(server.close)
-    atexit.register(_databases.close)  # before it
+    server = _kept.enter_context(PostgresServer())
     _postgres.append(server)
 
 
@@ -304,7 +300,7 @@ def _postgres_env(rooms: int, scratch: Path) -> dict[str, str]:
     """A fresh database for each measurement."""
     from tests.databases import fresh_database
 
-    url = _databases.enter_context(fresh_database(_postgres[0].url()))
+    url = _kept.enter_context(fresh_database(_postgres[0].url()))
     env = _stored_env(rooms, scratch) | {"HUBBUB_DATABASE_URL": url}
     done = subprocess.run([_hubbub_command(), "migrate"], env={**os.environ, **env}, capture_output=True, text=True)
     if done.returncode:
@@ -313,7 +309,15 @@ def _postgres_env(rooms: int, scratch: Path) -> dict[str, str]:
 
 
 _postgres: list[PostgresServer] = []
-_databases = ExitStack()
+_kept = ExitStack()
+"""What lives until :func:`close_all`."""
+
+
+def close_all() -> None:
+    """Ends what was started for all measurements together."""
+    _kept.close()
+
+
 HUBBUB_POSTGRES = replace(
     HUBBUB_STORED,
     name="hubbub-postgres",
