@@ -249,7 +249,9 @@ def _header(number: int, line: bytes, room_id: str | None) -> tuple[RoomLine, bo
         except ValueError as error:
             raise wrong(number, error) from None
         if room_id is None:
-            raise ClientError(ErrorCode.INVALID_MESSAGE, "the lines are messages only: say which room they make (--room)")
+            raise ClientError(
+                ErrorCode.INVALID_MESSAGE, "the lines are messages only: say which room they make (--room)"
+            )
         check_id(room_id)
         return RoomLine(room_id=room_id, name=room_id, created_at=said.timestamp, last_at=said.timestamp), False
     if first["type"] != "room":
