@@ -13,7 +13,7 @@ import pytest
 
 from hubbub import schema
 from hubbub.engines import engine_for
-from tests.databases import PostgresServer
+from tests.databases import Mode, PostgresServer
 from tests.support import Client, Running, running, settings_for
 
 pytestmark = pytest.mark.anyio
@@ -117,7 +117,7 @@ async def test_a_database_that_another_process_has_locked(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", ["fast", "kill"])
-async def test_postgres_restarted_under_load(own_postgres: PostgresServer, mode: str) -> None:
+async def test_postgres_restarted_under_load(own_postgres: PostgresServer, mode: Mode) -> None:
     url = own_postgres.url()
     engine = engine_for(url, readers=1, full_sync=True)
     await engine.start()
