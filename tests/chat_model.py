@@ -272,6 +272,8 @@ class Model:
         member = room.members.get(user)
         if member is None and user not in room.invited:
             raise Refused("not_joined")
+        if member is not None and member.muted_until > self.now:
+            raise Refused("forbidden")
         owners = [each for each, other in room.members.items() if other.role == "owner"]
         if owners == [user] and len(room.members) > 1:
             raise Refused("conflict")

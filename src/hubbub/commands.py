@@ -52,7 +52,10 @@ class Commands:
 
     async def _subscribe(self, session: Session, message: messages.Subscribe) -> None:
         await self._admit(session, message.channel)
-        await self.hub.subscriptions.subscribe(session, message.channel, message.since, message.presence, message.ref)
+        since = message.since
+        if since is not None and since.offset < self._floor(session, message.channel):
+            since = None  # what was said before is not for this session
+        await self.hub.subscriptions.subscribe(session, message.channel, since, message.presence, message.ref)
 
     def _with_app(
         self,

@@ -406,7 +406,7 @@ class Hub:
         self.fanout.seal(channel)
         if channel.waiting:
             self.fanout.catch_up(channel, session.link)
-        if session.state is State.CLOSED:
+        if session.state is State.CLOSED or name not in session.channels:  # it has gone, or was taken out meanwhile
             self.inlet.done(channel)
             self.release(channel)
             return recovery

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -13,7 +15,7 @@ from sqlalchemy import Connection
 from hubbub.auth import Grants
 from hubbub.commands import who_is_here
 from hubbub.engines import Engine
-from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode, StoreUnavailable
+from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode
 from hubbub.features.chat import asks, members, membership, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
 from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_room
 from hubbub.features.chat.entering import Entering
@@ -31,6 +33,7 @@ from hubbub.settings import ChannelOptions
 from hubbub.store import Store
 from hubbub.stream import Publication, Recovery
 
+log = logging.getLogger("hubbub")
 R = TypeVar("R", bound=Reply)
 REMEMBERED: Final = 4096
 """Client ids that a `live` room remembers for idempotency; the oldest are forgotten first."""
@@ -207,7 +210,8 @@ class Chat:
         self.hub.spawn(self._publish_ephemeral(PERSONAL + user_id, publication))
 
     async def _publish_ephemeral(self, channel: str, publication: Publication) -> None:
-        await self.hub.broker.publish(channel, publication, EPHEMERAL)
+        with suppress(BrokerUnavailable):  # it is fleeting; what else is to be told must be
+            await self.hub.broker.publish(channel, publication, EPHEMERAL)
 
     def _remove(self, room_id: str, user_id: str, reason: str) -> None:
         """Take all of a user's sessions out of a room, and those that are just entering."""
@@ -225,7 +229,10 @@ class Chat:
         text = mentioned.text if len(mentioned.text) <= EXCERPT else mentioned.text[: EXCERPT - 1] + "…"
         metadata = {"kind": "mention", "room_id": mentioned.room_id, "id": mentioned.seq, "user_id": mentioned.author}
         title = f"{mentioned.author} mentioned you in {mentioned.room_name}"
-        await self._notify(mentioned.user_ids, title[:500], text, metadata=metadata)
+        try:
+            await self._notify(mentioned.user_ids, title[:500], text, metadata=metadata)
+        except (BrokerUnavailable, ClientError) as error:
+            log.warning("a mention was not notified: %s", error)  # it is counted all the same
 
     # -- entering rooms
 
@@ -295,11 +302,13 @@ class Chat:
             return
         try:
             await self.join(session, session.room, None)
-        except StoreUnavailable:
-            raise
         except ClientError as error:
-            error.close = CloseCode.NOT_FOUND
-            raise
+            if error.code in (ErrorCode.BUSY, ErrorCode.UNAVAILABLE):
+                raise
+            # another one: the same error may be on its way to others, who only asked to join
+            raise ClientError(
+                error.code, error.message, retry_after=error.retry_after, close=CloseCode.NOT_FOUND
+            ) from None
 
     async def _on_leave(self, session: Session, message: asks.LeaveRoom) -> None:
         if message.membership:
@@ -387,7 +396,10 @@ class Chat:
 
     def _row(self, caller: Caller, room_id: str, connection: Connection) -> RoomRow:
         tx = self._tx(connection, caller, writes=False)
-        return tx.enter(room_id, Act.WRITE)[0]
+        room, member = tx.enter(room_id, Act.WRITE)
+        if not room.stored:
+            membership.check_join(tx, room, member)  # a ban is all that keeps somebody out of a live room
+        return room
 
     def _sent(self, items: Sequence[Send], results: Sequence[Sent | ClientError]) -> None:
         """A turn's messages are committed, or were refused: the rooms hear them, and then their authors."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Final
 
 from hubbub.channel import Channel
 from hubbub.commands import who_is_here
+from hubbub.errors import BrokerUnavailable
 from hubbub.features.chat import tells
 from hubbub.features.chat.access import RoomRow
 from hubbub.features.chat.tx import message_head
@@ -177,4 +179,5 @@ class Live:
 
 
 async def _publish(hub: Hub, channel: str, publication: Publication) -> None:
-    await hub.broker.publish(channel, publication, EPHEMERAL)
+    with suppress(BrokerUnavailable):  # it is fleeting
+        await hub.broker.publish(channel, publication, EPHEMERAL)

@@ -304,6 +304,10 @@ def leave_for_good(tx: Tx, message: LeaveRoom) -> RoomLeft:
     user_id = tx.caller.user_id
     if room.visibility == "direct":
         raise ClientError(ErrorCode.FORBIDDEN, "a direct room cannot be left: set its notify to `none` (set_notify)")
+    if member is not None and member.muted_until > tx.now:
+        left = round((member.muted_until - tx.now) / 1000, 3)
+        text = "you are muted in this room: leave it for good once that is over"  # or who comes back could write
+        raise ClientError(ErrorCode.FORBIDDEN, text, retry_after=left)
     if member is not None and member.role == "owner" and room.member_count > 1:
         refuse_last_owner(tx, room, user_id)
     change: Change = "declined" if invited_by is not None else "left"

@@ -90,6 +90,7 @@ class _Writing:
         self.last: dict[tuple[int, str], Sent] = {}
         self.rows: list[dict[str, Any]] = []
         self.attached: set[str] = set()
+        self.paced: set[tuple[int, str]] = set()
 
     def write(self, items: Sequence[Send]) -> list[Sent | ClientError]:
         self._read(items)
@@ -155,14 +156,17 @@ class _Writing:
                 f"in this room, wait {room.slow_mode} s between two messages",
                 retry_after=round((due - self.now) / 1000, 3),
             )
-        self.members[room.no, member.user_id] = member._replace(sent_at=self.now)
 
     def _add(self, item: Send, sent: Sent) -> None:
         user_id = item.caller.user_id
         if item.client_id is not None:
             self.said[item.room_no, user_id, item.client_id] = sent
+        place = item.room_no, user_id
         if sent.thread is None:
-            self.last[item.room_no, user_id] = sent
+            self.last[place] = sent
+        if self.rooms[item.room_no].slow_mode and place in self.members:
+            self.members[place] = self.members[place]._replace(sent_at=self.now)
+            self.paced.add(place)
         self.rows.append(
             {
                 "key": key_of(item.room_no, sent.seq),
@@ -196,6 +200,9 @@ class _Writing:
         ]
         if marks:
             self.connection.execute(_MARK, marks)
+        paced = [{"b_no": no, "b_user": user, "b_at": self.now} for no, user in sorted(self.paced - self.last.keys())]
+        if paced:  # a reply in a thread reads nothing of the room, but counts in slow mode
+            self.connection.execute(_PACE, paced)
 
     # -- threads, mentions, attachments
 
@@ -208,6 +215,8 @@ class _Writing:
             if root.kind == SYSTEM:
                 raise ClientError(ErrorCode.INVALID_MESSAGE, "a system message has no thread - at `$.thread`")
             thread = root.thread or item.thread  # a reply's thread is the one that it is in
+            if root.thread is not None:
+                tx.message(room, root.thread)  # it may be gone, for its age
         if item.reply_to is not None:
             tx.message(room, item.reply_to, member)
         files = self._files(room, item) if item.files else []
@@ -362,4 +371,9 @@ _MARK: Final = (
     update(tables.members)
     .where(tables.members.c.room_no == bindparam("b_no"), tables.members.c.user_id == bindparam("b_user"))
     .values(read_seq=bindparam("b_seq"), read_count=bindparam("b_count"), sent_at=bindparam("b_at"), mention_count=0)
+)
+_PACE: Final = (
+    update(tables.members)
+    .where(tables.members.c.room_no == bindparam("b_no"), tables.members.c.user_id == bindparam("b_user"))
+    .values(sent_at=bindparam("b_at"))
 )

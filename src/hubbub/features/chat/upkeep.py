@@ -78,8 +78,12 @@ class Upkeep:
         gone, self._gone = self._gone, {}
         here = {user.id: now for user in self._hub.users.values() if user.sessions}
         times = sorted((gone | here).items())
-        for start in range(0, len(times), AT_ONCE):
-            await self._store.write(partial(_note, dict(times[start : start + AT_ONCE])))
+        try:
+            for start in range(0, len(times), AT_ONCE):
+                await self._store.write(partial(_note, dict(times[start : start + AT_ONCE])))
+        except BaseException:
+            self._gone = gone | self._gone  # the next round notes them
+            raise
 
     async def _stop(self) -> None:
         await self._quietly(self._note_seen())
