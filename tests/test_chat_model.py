@@ -87,7 +87,7 @@ KINDS: Final[dict[str, tuple[int, Chosen, dict[str, Chosen]]]] = {
     "remove_reaction": (2, members, {"id": picked, "emoji": one_of("👍", "🎉")}),
     "pin_message": (4, owner, {"id": picked}),
     "unpin_message": (1, owner, {"id": picked}),
-    "mark_read": (8, members, {"id": picked, "thread": maybe}),
+    "mark_read": (8, members, {"id": one_of(*range(-12, 0)), "thread": maybe}),
     "set_notify": (4, members, {"notify": one_of("all", "mentions", "none")}),
     "join_room": (9, anybody, {"since": one_of(None, 0, 1, 5, 90, 90)}),
     "become_member": (3, anybody, {}),
@@ -121,11 +121,16 @@ def step_of(seed: int) -> Any:
     _, who, fields = KINDS[kind]
     where = dice.choices((*ROOMS, "nowhere"), (4, 14, 4, 4, 1))[0]
     if kind == "at once":
-        fields = {"message": texts, "client_id": KINDS["chat_message"][2]["client_id"]}
-        return [
-            (who(dice), "chat_message", where, {name: choose(dice) for name, choose in fields.items()})
+        said = [
+            (
+                who(dice),
+                "chat_message",
+                where,
+                {"message": texts(dice), "client_id": dice.choice((None, "c1", f"{seed}"))},
+            )
             for _ in range(dice.randint(2, 5))
         ]
+        return said + said[: dice.randint(0, 2)]
     chosen = change(dice) if kind == "update_room" else {name: choose(dice) for name, choose in fields.items()}
     return who(dice), kind, where, chosen
 
@@ -311,6 +316,10 @@ class Game:
             assert page["position"]["offset"] == room.seq
             there = [(s, m) for s, m in sorted(room.messages.items()) if m.thread == root and room.visible(user, s)]
             assert [_shown(each) for each in page["messages"]] == [_as_shown(user, room, s, m) for s, m in there], user
+        for seq, message in room.messages.items():
+            if message.version > 1 and not message.deleted and room.visible(user, seq):
+                versions = (await client.ask("get_versions", room_id=room.id, id=seq))["versions"]
+                assert [each["message"] for each in versions] == message.texts
         pins = (await client.ask("list_pins", room_id=room.id))["messages"]
         assert {each["id"] for each in pins} == {
             s for s, m in room.messages.items() if m.pinned and room.visible(user, s)
