@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -54,10 +54,11 @@ longer than all else that a start does, and is always the same.)"""
 class ServerProcess:
     """``hubbub serve`` on one port over all its lives.
 
+    :param settings: beside the usual ones.
     :param fresh: each life is a new process, as of a shell; else a fork of one that has imported all.
     """
 
-    def __init__(self, directory: Path, database_url: str, *, fresh: bool = False) -> None:
+    def __init__(self, directory: Path, database_url: str, *, fresh: bool = False, **settings: str) -> None:
         self.port = _free_port()
         self.log = directory / "server.log"
         self.settings: Settings = settings_for()
@@ -71,6 +72,7 @@ class ServerProcess:
             "HUBBUB_DEFAULT_ROOMS": ",".join(ROOMS),
             "HUBBUB_RATE_LIMIT": "0",
             "HUBBUB_USER_RATE_LIMIT": "0",
+            **{f"HUBBUB_{name.upper()}": value for name, value in settings.items()},
         }
 
     def url(self, user: str, **grants: Any) -> str:
@@ -147,16 +149,19 @@ def _free_port() -> int:
             return port
 
 
-def crowd(server: ServerProcess) -> list[Person]:
+def crowd(server: ServerProcess, *, may_fail: Collection[str] = ()) -> list[Person]:
     """24 people, six in each room; some listen to all of them."""
     rooms = (*ROOMS, PRIVATE)
     return [
-        Person(server.url, f"p{index}", rooms[index % 4], rooms if index < 4 else ()) for index in range(24)
-    ]  # fmt: skip
+        Person(server.url, f"p{index}", rooms[index % 4], rooms if index < 4 else (), may_fail=may_fail)
+        for index in range(24)
+    ]
 
 
-async def survive(server: ServerProcess, people: list[Person], kills: int, seed: int) -> dict[str, Kept]:
-    """Let people talk, and kill the server again and again. Returns what it has in the end."""
+async def survive(
+    server: ServerProcess, people: list[Person], kills: int, seed: int, number: signal.Signals = signal.SIGKILL
+) -> dict[str, Kept]:
+    """Let people talk, and end the server again and again. Returns what it has in the end."""
     dice = random.Random(seed)
     await server.start()
     await _make_private(server, [person.name for person in people])
@@ -167,7 +172,7 @@ async def survive(server: ServerProcess, people: list[Person], kills: int, seed:
             goal = sum(person.acked for person in people) + (0 if dice.random() < 0.1 else dice.randint(1, 400))
             await _until(partial(_have_said, people, goal), server, people, lives)
             await asyncio.sleep(dice.uniform(0.0, 0.01))  # not always at the moment of an ack
-            await server.kill()
+            await server.kill(number)
             await server.start()
         for person in people:
             person.quiet = True

@@ -163,6 +163,7 @@ class Person:
             self._joined(message)
         elif kind == "error" and self._is_asked(message):
             assert message["code"] in self._may_fail, f"{self.name} was told {message}"
+            assert message["retry_after"] > 0, message
             self.refused[message["code"]] += 1
             return True
         elif kind in ("error", "gap", "room_left"):
