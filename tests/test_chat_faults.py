@@ -303,25 +303,27 @@ async def test_postgres_stands_still(own_postgres: PostgresServer) -> None:
     """Nothing says that it does: no connection is lost, no error comes."""
     async with talking(own_postgres.url(), store_timeout=3.0) as here:
         await asyncio.to_thread(own_postgres.pause)
+        times: list[float] = []
+        watching = asyncio.create_task(pinged(here.bystander, times))
         try:
-            watching = asyncio.create_task(pinged(here.bystander))
             began = time.monotonic()
             await here.all_told("unavailable", 3)
             assert time.monotonic() - began > 3.0
         finally:
             await asyncio.to_thread(own_postgres.resume)
-        watching.cancel()
-        (result,) = await asyncio.gather(watching, return_exceptions=True)
-        assert isinstance(result, asyncio.CancelledError), result
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        assert len(times) > 50
+        assert sorted(times)[len(times) * 9 // 10] < 0.1  # other work on this machine may be felt too
+        assert max(times) < 1.0
         await here.progress()
         await here.others_go_on()
 
 
-async def pinged(client: Client) -> None:
-    """Pings again and again, each of which is answered at once."""
+async def pinged(client: Client, times: list[float]) -> None:
+    """Ping again and again, and note how long each took."""
     while True:
         began = time.monotonic()
         assert (await client.ask("ping"))["type"] == "pong"
-        took = time.monotonic() - began
-        assert took < 0.1, f"a ping took {took:.3f} s"
+        times.append(time.monotonic() - began)
         await asyncio.sleep(0.02)
