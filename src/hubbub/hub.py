@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from hubbub.batch import Batch
 from hubbub.calls import Calls
 from hubbub.channel import Channel, Fanout
+from hubbub.cluster import Cluster
 from hubbub.comings import Comings
 from hubbub.drain import drain
 from hubbub.eager import begin, finish
@@ -119,6 +120,7 @@ class Hub:
         self._abuse_rate = Rate.per_second(settings.abuse_limit / 60, settings.abuse_limit)
         self.entrance = Entrance(self)
         self.comings = Comings(self)
+        self.cluster = Cluster(self)
         self.inlet = OrderedInlet(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from msgspec import Raw
@@ -284,7 +284,11 @@ class Past(Protocol):
     """Where the past of a channel is read. A broker is one; a feature may have another for its channels: the store."""
 
     async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
-        """What a reader at ``since`` has missed (None: nothing is asked, only the position is). Never a part of it."""
+        """What a reader at ``since`` has missed (None: nothing is asked, only the position is). Never a part of it.
+
+        The position may have another epoch than ``since`` although it ``recovered``: the broker can tell that positions
+        of the older epoch up to that one mean the same in the new one. From then on, positions are of the new epoch.
+        """
         ...
 
     async def history(
@@ -310,9 +314,21 @@ class Broker(Past, Protocol):
         """Let go of everything. Called once."""
         ...
 
-    async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
+    async def publish(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> Position:
         """Append to the channel's history and hand to every subscribed node, as one act.
 
+        :param once: an idempotency key, 1 to 128 characters: within :data:`ONCE_SECONDS`, a second publication on the
+            channel with it is not published, and gets the position of the first. Only where the channel has history.
+        :param version: of what the publication carries: it is not published unless that is higher than the version
+            published last on the channel (as long as its history is kept); it gets the current position then.
         :raises BrokerUnavailable: nothing is known to have been published.
         """
         ...
@@ -335,6 +351,137 @@ class Broker(Past, Protocol):
     def sweep(self, now: float) -> None:
         """Called about once a second (unix seconds): forget what is too old."""
         ...
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is known to answer, and to hear what is published."""
+        ...
+
+    @property
+    def peers(self) -> Peers | None:
+        """The other nodes; None where there can be none."""
+        ...
+
+
+ONCE_SECONDS = 300
+"""For how long a broker remembers idempotency keys."""
+
+
+# -- peers: the other nodes ----------------------------------------------------------------------------------------
+
+
+class Here(NamedTuple):
+    """A user in a channel, as one node has them.
+
+    :ivar devices: how many on that node; 0 while the node waits for them to come back (the grace).
+    :ivar since: unix seconds.
+    :ivar info: what the token says of them.
+    """
+
+    devices: int
+    since: float
+    info: dict[str, Any] | None = None
+
+
+class Ear(Protocol):
+    """What peers hand what they hear to: the cluster of this node's hub. In the loop's thread; returns quickly."""
+
+    def heard(self, sender: str, message: bytes) -> None:
+        """A message from another node (its id) or from a publisher without a server (""). Each sender's in order."""
+        ...
+
+    def missed(self) -> None:
+        """Messages may have been missed: read again, from where it is kept, whatever they would have told of."""
+        ...
+
+    def present(self, channel: str, node: str, user_id: str, here: Here | None) -> None:
+        """Another node says of a user in a channel that this node is subscribed to: like this now (None: not there).
+
+        Only after :meth:`Peers.who` has answered for the channel; what comes meanwhile is held, and follows it.
+        """
+        ...
+
+    def nodes(self, alive: Mapping[str, bytes]) -> None:
+        """The other nodes that live, and what each last said of itself; after every beat. Who is not in it is gone."""
+        ...
+
+    def report(self) -> bytes:
+        """What this node says of itself with the next beat."""
+        ...
+
+    def declare(self) -> None:
+        """The engine has nothing of this node's presence (any more): say all of it again (:meth:`Peers.here`), and ask
+        again (:meth:`Peers.who`) who is in the channels that this node is subscribed to."""
+        ...
+
+
+class Peers(Protocol):
+    """The other nodes over a broker's engine: who lives, who is with them, and messages to them.
+
+    A node that ends without a word (killed, cut off, stopped) is gone for the others at most :data:`LEASE` seconds plus
+    two beats later; one that stops says so. What is kept of a node costs the engine nothing per connection while nothing
+    happens: a node's lease stands for everything of it.
+
+    :ivar node: this node's id, new at every start.
+    """
+
+    node: str
+
+    def listen(self, ear: Ear) -> None:
+        """Who is told. Once, before the broker starts."""
+        ...
+
+    async def tell(self, message: bytes, *, node: str | None = None) -> None:
+        """Send a message to all other nodes (or to one): each gets it once, also after a short absence, or its ear hears
+        that it :meth:`~Ear.missed` some.
+
+        :raises BrokerUnavailable: it may not have been sent.
+        """
+        ...
+
+    def here(self, channel: str, user_id: str, here: Here | None) -> None:
+        """This node has a user in a channel like this now (None: no more). Never waits, never raises: what cannot be
+        said now is said with everything else, once the engine is back (:meth:`Ear.declare`)."""
+        ...
+
+    async def who(self, channel: str) -> dict[str, dict[str, Here]]:
+        """The users in a channel on other nodes that live: node → user → how.
+
+        :raises BrokerUnavailable: it cannot be known now.
+        """
+        ...
+
+    async def counts(self, channels: Sequence[str]) -> dict[str, int]:
+        """How many users are in each channel on all nodes, this one included.
+
+        :raises BrokerUnavailable: it cannot be known now.
+        """
+        ...
+
+    async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
+        """Keep a fact for all nodes (also for those to come), for so long.
+
+        :raises BrokerUnavailable: it may not be kept.
+        """
+        ...
+
+    async def kept(self, kind: str) -> dict[str, bytes]:
+        """The facts of a kind.
+
+        :raises BrokerUnavailable: they cannot be known now.
+        """
+        ...
+
+    def leave(self) -> None:
+        """This node stops soon: the others may forget it as soon as it has nobody any more (the broker's ``stop`` says
+        the last word)."""
+        ...
+
+
+LEASE = 6.0
+"""Seconds without a beat after which a node is gone."""
+BEAT = 1.5
+"""Seconds between two beats of a node."""
 
 
 class Clock(Protocol):

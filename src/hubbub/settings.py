@@ -34,6 +34,8 @@ class ChannelOptions(BaseModel):
     :param publish: who may publish from a client: ``grant`` (the token must allow the channel), ``subscribers``
         (whoever is subscribed), ``anyone`` (any signed-in user), ``server`` (only the server API).
     :param subscribe: who may subscribe: ``grant`` or ``anyone`` (any signed-in user).
+    :param offline: what becomes of a publication while the engine (Valkey/Redis) is away: ``refuse`` (the publisher gets
+        ``unavailable``) or ``local`` (this node's subscribers get it, and nobody else ever: without an offset).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class ChannelOptions(BaseModel):
     slow: SlowPolicy = "disconnect"
     publish: Literal["grant", "subscribers", "anyone", "server"] = "grant"
     subscribe: Literal["grant", "anyone"] = "grant"
+    offline: Literal["refuse", "local"] = "refuse"
 
 
 class Settings(BaseSettings):
@@ -156,6 +159,25 @@ class Settings(BaseSettings):
     )
     default_rooms: CommaList = Field(
         default=("general",), description="Rooms that exist from the start, comma-separated."
+    )
+
+    # -- many nodes
+    valkey_url: str = Field(
+        default="",
+        description="The engine that nodes share (Valkey >= 8 or Redis >= 7): `valkey://[user:password@]host:6379/0` (or "
+        "`redis://`), `valkeys://` (TLS), `unix:///path`, `valkey+sentinel://host:26379,host:26379/service`, "
+        "`valkey+cluster://host:6379,host:6379`. Default: none, this process is alone.",
+    )
+    valkey_prefix: str = Field(default="hubbub", description="What the names of all keys in the engine begin with.")
+    valkey_timeout: Seconds = Field(
+        default=5.0, description="How long a publication may wait for the engine before it is refused.", gt=0
+    )
+    valkey_queue: int = Field(
+        default=20_000, ge=16, description="Publications that may wait for the engine; beyond: `busy`."
+    )
+    valkey_queue_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes of them.")
+    shared_limits: bool = Field(
+        default=True, description="Whether the limits per user hold over all nodes together (with an engine)."
     )
 
     # -- the store

@@ -9,7 +9,7 @@ from itertools import islice
 
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.messages import Position
-from hubbub.ports import Clock, Inlet
+from hubbub.ports import Clock, Inlet, Peers
 from hubbub.settings import ChannelOptions, Settings
 from hubbub.stream import History, Publication, Recovery
 
@@ -40,7 +40,15 @@ class MemoryBroker:
         self._histories.clear()
         self.bytes = 0
 
-    async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
+    async def publish(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> Position:
         assert self._inlet is not None, "the broker was not started"
         if not options.history_size:
             self._inlet.deliver(channel, publication)
@@ -140,3 +148,11 @@ class MemoryBroker:
                 break
             if channel != keep:
                 self.bytes += self._histories[channel].clear()
+
+    @property
+    def healthy(self) -> bool:
+        return self._inlet is not None
+
+    @property
+    def peers(self) -> Peers | None:
+        return None

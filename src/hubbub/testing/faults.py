@@ -9,7 +9,7 @@ from hubbub.brokers.memory import MemoryBroker
 from hubbub.errors import BrokerUnavailable
 from hubbub.inlet import OrderedInlet
 from hubbub.messages import Position
-from hubbub.ports import Broker, Inlet
+from hubbub.ports import Broker, Inlet, Peers
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication, Recovery
 
@@ -172,13 +172,21 @@ class FaultyBroker:
         self._faults.clear()
         self._held.clear()
 
-    async def publish(self, channel: str, publication: Publication, options: ChannelOptions) -> Position:
+    async def publish(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> Position:
         """As :class:`~hubbub.ports.Broker` has it.
 
         :raises BrokerUnavailable: while :attr:`unavailable` is set.
         """
         self._check()
-        return await self._started().publish(channel, publication, options)
+        return await self._started().publish(channel, publication, options, once=once, version=version)
 
     async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
         """As :class:`~hubbub.ports.Broker` has it.
@@ -218,6 +226,16 @@ class FaultyBroker:
     def sweep(self, now: float) -> None:
         """As :class:`~hubbub.ports.Broker` has it."""
         self._started().sweep(now)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        return not self.unavailable and self.connected
+
+    @property
+    def peers(self) -> Peers | None:
+        """As :class:`~hubbub.ports.Broker` has it."""
+        return self._inner.peers if self._inner is not None else None
 
     @property
     def bytes(self) -> int:
