@@ -67,6 +67,47 @@ class StoreMetrics:
         yield _gauge("hubbub_store_healthy", "0 while the database does not take what is written", int(healthy))
 
 
+class EngineStats:
+    """What a broker over an engine (Valkey, Redis) did. The broker adds to it; it is read when somebody asks for metrics.
+
+    Counts only grow. Depths and sizes are set to what they are now.
+
+    :ivar connects: connections made to the engine; the first one, and each after a break.
+    :ivar breaks: connections that ended without our doing, or that the probe gave up.
+    :ivar fences: times that the engine was found to be another than before: restarted, failed over, emptied.
+    :ivar published: publications that the engine took, in ``batches`` calls of it.
+    :ivar received: publications that the engine handed to this node.
+    :ivar relayed: publications that the store numbered, given to the engine.
+    :ivar repeated: publications that were not published: their key or version had been.
+    :ivar away: publications refused because the engine was away, or did not answer in time.
+    :ivar full: publications refused because too many waited for it.
+    :ivar local: publications that only this node's subscribers got (``offline: local``).
+    :ivar checked: subscriptions that were compared with history after a break.
+    :ivar waiting: publications that wait for the engine now, of ``waiting_bytes`` bytes.
+    :ivar subscriptions: channels that this node is subscribed to at the engine now.
+    :ivar told: messages to other nodes; ``heard`` those from them.
+    :ivar present: changes of presence said to the engine; ``noticed`` those heard from it.
+    :ivar seconds: from a publication's being handed in to the engine's answer.
+    :ivar probes: from a probe's being sent to its being heard, in seconds; ``probe`` is the last one.
+    """
+
+    __slots__ = (
+        "away", "batches", "breaks", "checked", "connects", "fences", "full", "heard", "local", "noticed", "present",
+        "probe", "probes", "published", "received", "relayed", "repeated", "seconds", "subscriptions", "told",
+        "waiting", "waiting_bytes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.connects = self.breaks = self.fences = 0
+        self.published = self.batches = self.received = self.relayed = self.repeated = 0
+        self.away = self.full = self.local = self.checked = 0
+        self.waiting = self.waiting_bytes = self.subscriptions = 0
+        self.told = self.heard = self.present = self.noticed = 0
+        self.seconds = Histogram(LATENCIES)
+        self.probes = Histogram(LATENCIES)
+        self.probe = 0.0
+
+
 class Metrics:
     """One node's numbers.
 
