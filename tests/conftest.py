@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.databases import GIVEN, PostgresServer, fresh_database, roomy_memory
+from tests.engine_support import Engine, close_launcher
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,35 @@ def database_url(request: pytest.FixtureRequest) -> str:
     url = request.getfixturevalue(f"{request.param}_url")
     assert isinstance(url, str)
     return url
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The URL of the one Valkey that the tests share."""
+    with Engine() as engine:
+        yield engine.url
+
+
+@pytest.fixture
+def valkey_prefix() -> str:
+    """What this test's keys begin with."""
+    return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def valkey_settings(valkey_url: str, valkey_prefix: str) -> dict[str, str]:
+    """What a node of this test needs to use the shared Valkey."""
+    return {"valkey_url": valkey_url, "valkey_prefix": valkey_prefix}
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Engine]:
+    """A running Valkey that this test may stop, restart, pause and fill."""
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_node_stays() -> Iterator[None]:
+    yield
+    close_launcher()
