@@ -26,6 +26,7 @@ class Entrance:
     """Lets sessions in, signs them in, and shows them out when their token ends.
 
     :ivar verifier: checks tokens, and knows which were revoked.
+    :ivar people: how many users are signed in on this node.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -37,6 +38,7 @@ class Entrance:
         self._addresses: Slots[str] = Slots()
         self._waiting: dict[Session, float] = {}
         self._expiries: dict[int, set[Session]] = {}
+        self.people = 0
 
     def origin_ok(self, request: Request) -> bool:
         """Whether a page of the request's origin may connect."""
@@ -139,6 +141,7 @@ class Entrance:
         session.id = previous if declared and previous is not None else secrets.token_urlsafe(16)
         session.declared = declared
         self._hub.users[user_id] = user
+        self.people += not user.sessions
         user.add(session)
         session.user = user
         self._waiting.pop(session, None)
@@ -180,6 +183,7 @@ class Entrance:
         user = session.user
         if user is not None:
             user.discard(session)
+            self.people -= not user.sessions
             if not user.sessions and user.tat <= self._clock.monotonic():
                 self._hub.users.pop(user.id, None)
 
