@@ -1,4 +1,5 @@
-"""What the tests of an app with Hubbub need: clients with deadlines, a clock turned by hand, a broker that fails on command.
+"""What the tests of an app with Hubbub need: clients with deadlines, a clock turned by hand, a broker that
+fails on command, an engine that several nodes share.
 
 >>> from hubbub.testing import hub_client
 >>> async def test_chat() -> None:
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from hubbub.testing.client import HubClient, hub_client
 from hubbub.testing.clock import HandClock, hand_clock
+from hubbub.testing.engine import MemoryEngine
 from hubbub.testing.faults import FaultyBroker
 from hubbub.testing.lifespan import running
 from hubbub.testing.sync import SyncClient, sync_client
@@ -21,6 +23,7 @@ __all__ = [
     "FaultyBroker",
     "HandClock",
     "HubClient",
+    "MemoryEngine",
     "Refused",
     "Rejected",
     "SyncClient",
