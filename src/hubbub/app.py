@@ -25,7 +25,7 @@ from hubbub import schema
 from hubbub.api import Api, publish_data
 from hubbub.asyncapi.routes import add_routes
 from hubbub.auth import Grants, issue_token
-from hubbub.brokers.memory import MemoryBroker
+from hubbub.brokers import broker_for
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
 from hubbub.engines import Engine, engine_for
@@ -86,7 +86,7 @@ class Hubbub(Declares, Owner):
     :param channels: options per channel pattern, in code: ``{"ticks:*": ChannelOptions(slow="conflate")}``. They come
         before those of the settings.
     :param prefix: put before the paths of all routes.
-    :param broker: where publications go; by default this process's memory.
+    :param broker: where publications go; by default the engine of HUBBUB_VALKEY_URL, or this process's memory.
     :param clock: the clocks; tests bring their own.
     :param dependencies: ``Depends(…)`` that run before each of the app's handlers, for their effects.
     :raises ConfigurationError: a setting makes no sense, or there is no key to check tokens with.
@@ -119,7 +119,7 @@ class Hubbub(Declares, Owner):
         self.handlers: dict[str, Handler] = {}
         self.topics: list[BoundTopic] = []
         self._dependencies = tuple(dependencies)
-        self.hub = Hub(self.settings, broker or MemoryBroker(self.settings, self.clock), self.clock)
+        self.hub = Hub(self.settings, broker or broker_for(self.settings, self.clock), self.clock)
         Commands(self.hub)
         self.notifications = Notifications(self.hub)
         self.store = _store(self.settings, self.hub)

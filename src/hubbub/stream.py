@@ -20,7 +20,7 @@ PAGE_BYTES = 1 << 19
 """Bytes of one page of history; at least one publication is in it, however large."""
 
 
-class Publication(Struct, gc=False):
+class Publication(Struct, gc=False, array_like=True):
     """One published thing, as brokers store it and hubs deliver it.
 
     The payload is the JSON text of the wire message with a hole where the engine writes the offset:
@@ -38,6 +38,7 @@ class Publication(Struct, gc=False):
     key: str | None = None
     user: str | None = None
     origin: str | None = None
+    # the last two, in this order: the engine's scripts find them from the end
     at: float = 0.0
     offset: int = 0
 

@@ -1,0 +1,373 @@
+"""The broker over Valkey or Redis: many nodes, one history.
+
+Publish: the publications of a turn go to the engine as one call of a script that numbers them, keeps them and hands them to
+all subscribed nodes: one act (:mod:`hubbub.brokers.valkey.outbound`). A node is subscribed to a channel only while somebody
+on it is. What it hears comes in the engine's order; whatever is missed while a connection is away is had from history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from hubbub.brokers.valkey.address import target_of
+from hubbub.brokers.valkey.keys import Keys, Partition
+from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, Outbound, stored
+from hubbub.brokers.valkey.past import Reader
+from hubbub.brokers.valkey.shard import Shard, check_hopeless
+from hubbub.brokers.valkey.topology import Topology
+from hubbub.errors import BrokerUnavailable, ClientError
+from hubbub.messages import Position
+from hubbub.metrics import EngineStats
+from hubbub.ports import Clock, Inlet, Peers
+from hubbub.settings import ChannelOptions, Settings
+from hubbub.stream import Publication, Recovery
+
+NOWHERE: Final = Position("", 0)
+PATIENCE: Final = 1.5
+"""Seconds for which a publication waits for an engine that went away; after them, it is refused at once."""
+_decode: Final = msgspec.msgpack.Decoder(list[Publication]).decode
+
+
+class _Line:
+    """A channel that this node is subscribed to.
+
+    :ivar epoch: of the positions that were told or heard last; b"" for none.
+    """
+
+    __slots__ = ("broker", "epoch", "name")
+
+    def __init__(self, broker: ValkeyBroker, name: str) -> None:
+        self.broker = broker
+        self.name = name
+        self.epoch = b""
+
+    def __call__(self, payload: bytes) -> None:
+        self.broker.arrived(self, payload)
+
+
+class ValkeyBroker:
+    """Histories, fan-out between nodes, and the other nodes (:attr:`peers`), over a shared engine.
+
+    :param settings: ``valkey_…``.
+    :param clock: the clocks.
+
+    :ivar node: this node's id: new at every start, unguessable.
+    :ivar keys: what things are called in the engine.
+    :ivar stats: what it did.
+    :ivar on_up: called after each connection of a shard with whether the engine there is another one than before.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self.clock = clock
+        self.node = _new_id()
+        self._own = self.node.encode()
+        self.target = target_of(settings.valkey_url)
+        self.keys = Keys(settings.valkey_prefix, cluster=self.target.kind == "cluster")
+        self.stats = EngineStats()
+        self.on_up: list[Callable[[Shard, bool], None]] = []
+        self._inlet: Inlet | None = None
+        self._topology: Topology | None = None
+        self._lines: dict[str, _Line] = {}
+        self._outbound: list[Outbound] = []
+        self._readers: list[Reader] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._bases = 0
+        self._peers = _peers_of(self)
+
+    @property
+    def peers(self) -> Peers | None:
+        return self._peers
+
+    @property
+    def healthy(self) -> bool:
+        return self._topology is not None and self._topology.healthy
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The primaries that this node is connected to, or tries to be."""
+        return self._topology.shards if self._topology is not None else []
+
+    def shard_of(self, partition: Partition) -> Shard:
+        """Where a partition is now."""
+        assert self._topology is not None, "the broker was not started"
+        return self._topology.shard_of(partition)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something that nobody waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- life
+
+    async def start(self, inlet: Inlet) -> None:
+        """Connect. An engine that cannot be reached yet is waited for a moment; then the node starts without it, and is
+        not ready until it is there.
+
+        :raises ConfigurationError: the engine is there and does not let us in.
+        """
+        self._inlet = inlet
+        settings = self._settings
+        topology = self._topology = Topology(
+            self.target, self.keys, self.node, timeout=settings.valkey_timeout, stats=self.stats
+        )
+        topology.on_up.append(self._up)
+        topology.on_sweep.append(self._sweep)
+        await topology.start()
+        for partition in self.keys.partitions:
+            self._outbound.append(
+                Outbound(
+                    topology.shard_of(partition),
+                    partition,
+                    self.node,
+                    self.clock.time,
+                    limit=settings.valkey_queue,
+                    limit_bytes=settings.valkey_queue_bytes,
+                    history_bytes=settings.history_bytes,
+                )
+            )
+            self._readers.append(Reader(partition, topology.shard_of, self._base))
+        await topology.came_up(settings.valkey_timeout)
+        for shard in topology.shards:
+            if shard.hopeless:
+                await self.stop()
+                check_hopeless(shard)
+        if self._peers is not None:
+            await self._peers.start()
+
+    async def stop(self) -> None:
+        if self._topology is None:
+            return
+        if self._peers is not None:
+            await self._peers.stop()
+        for outbound in self._outbound:
+            outbound.fail()
+        await self._topology.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        self._topology = None
+        self._inlet = None
+        self._outbound.clear()
+        self._readers.clear()
+        self._lines.clear()
+        self.node = _new_id()
+        self._own = self.node.encode()  # it may be started again: as another node
+
+    def _base(self) -> str:
+        self._bases += 1
+        return f"{self.node[:8]}r{self._bases:x}"
+
+    def _up(self, shard: Shard, changed: bool) -> None:
+        """Connected, and subscribed again to all that is wanted."""
+        for partition in shard.partitions:
+            if partition.index < len(self._outbound):
+                outbound = self._outbound[partition.index]
+                outbound.shard = shard
+                outbound.again()
+        if self._inlet is not None and self.stats.connects > len(self.shards):
+            self.stats.checked += len(self._lines)
+            self._inlet.lost(None)
+        for tell in self.on_up:
+            tell(shard, changed)
+
+    def _sweep(self, now: float) -> None:
+        for outbound in self._outbound:
+            outbound.sweep(now)
+        self.stats.waiting = sum(map(len, self._outbound))
+        self.stats.waiting_bytes = sum(outbound.bytes for outbound in self._outbound)
+        self.stats.subscriptions = len(self._lines)
+
+    def sweep(self, now: float) -> None:
+        """Nothing: the engine forgets by itself."""
+
+    # -- publishing
+
+    async def publish(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> Position:
+        future: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        self.submit(channel, publication, options, partial(_settle, future), once=once, version=version)
+        return await future
+
+    def submit(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        done: Done,
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> None:
+        partition = self.keys.partition_of(channel)
+        shard = self.shard_of(partition)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not shard.up and now - shard.down_since > PATIENCE:
+            self._without(channel, publication, options, done)
+            return
+        if type(publication.at) is not float:
+            publication.at = float(publication.at)  # the scripts look for it at its place
+        if options.offline == "local":
+            done = partial(self._locally_else, channel, publication, options, done)
+        if not options.history_size:
+            once = version = None
+        entry = Entry(channel, stored(publication), options, done, now + self._settings.valkey_timeout, once, version)
+        try:
+            self._outbound[partition.index].add(entry)
+        except ClientError as error:
+            done(None, error)
+
+    def _without(self, channel: str, publication: Publication, options: ChannelOptions, done: Done) -> None:
+        """The engine is away."""
+        if options.offline != "local":
+            self.stats.away += 1
+            done(None, BrokerUnavailable("the engine is away"))
+            return
+        assert self._inlet is not None
+        self.stats.local += 1
+        head = publication.payload if publication.offset else b"%b0%b" % (publication.head, publication.tail)
+        if not options.history_size:
+            head = publication.head
+        local = Publication(head, b"", publication.key, publication.user, publication.origin, publication.at)
+        self._inlet.deliver(channel, local)
+        done(NOWHERE, None)
+
+    def _locally_else(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        done: Done,
+        position: Position | None,
+        error: Exception | None,
+    ) -> None:
+        if isinstance(error, BrokerUnavailable) and self._inlet is not None:
+            self._without(channel, publication, options, done)
+        else:
+            done(position, error)
+
+    async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
+        """This node's own subscribers get them at once, the others over the engine."""
+        assert self._inlet is not None, "the broker was not started"
+        bodies = [stored(publication) for publication in publications]
+        for publication in publications:
+            self._inlet.deliver(channel, publication)
+        partition = self.keys.partition_of(channel)
+        shard = self.shard_of(partition)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not shard.up and now - shard.down_since > PATIENCE:
+            raise BrokerUnavailable("the engine is away")
+        future: asyncio.Future[Position] = loop.create_future()
+        self.stats.relayed += len(bodies)
+        deadline = now + self._settings.valkey_timeout
+        outbound = self._outbound[partition.index]
+        for body in bodies[:-1]:
+            outbound.add(Entry(channel, body, RELAYED, _nobody, deadline))
+        outbound.add(Entry(channel, bodies[-1], RELAYED, partial(_settle, future), deadline))
+        await future
+
+    # -- subscribing
+
+    async def subscribe(self, channel: str) -> None:
+        line = self._lines.get(channel)
+        partition = self.keys.partition_of(channel)
+        shard = self.shard_of(partition)
+        if line is None:
+            line = self._lines[channel] = _Line(self, channel)
+        subscribed = shard.listen(partition.key("c", channel), line)
+        if subscribed is None:
+            raise BrokerUnavailable("the engine is away")
+        await subscribed
+
+    async def unsubscribe(self, channel: str) -> None:
+        if self._lines.pop(channel, None) is not None and self._topology is not None:
+            partition = self.keys.partition_of(channel)
+            self.shard_of(partition).unlisten(partition.key("c", channel))
+
+    def arrived(self, line: _Line, payload: bytes) -> None:
+        """Publications from the engine."""
+        inlet = self._inlet
+        if inlet is None:
+            return
+        head, _, body = payload.partition(b"\n")
+        epoch, _, number = head.partition(b" ")
+        publications = _decode(body)
+        name = line.name
+        self.stats.received += len(publications)
+        if epoch == b"-":
+            if number == self._own:
+                return  # what this node relayed, it has delivered
+            for publication in publications:
+                inlet.deliver(name, publication)
+            return
+        if epoch != line.epoch:
+            known, line.epoch = line.epoch, epoch
+            if known:
+                inlet.lost(name)
+        offset = int(number)
+        for publication in publications:
+            publication.offset = offset
+            offset += 1
+            inlet.deliver(name, publication)
+
+    # -- the past
+
+    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        if not options.history_size:
+            return Recovery(NOWHERE, [], False)
+        reader = self._readers[self.keys.partition_of(channel).index]
+        recovery = await reader.recover(channel, since, limit, options, self.clock.time())
+        line = self._lines.get(channel)
+        if line is not None and not line.epoch:
+            line.epoch = recovery.position.epoch.encode()
+        return recovery
+
+    async def history(
+        self, channel: str, after: int | None, before: int | None, limit: int, options: ChannelOptions
+    ) -> tuple[Position, Sequence[Publication], bool]:
+        if not options.history_size:
+            return NOWHERE, [], False
+        reader = self._readers[self.keys.partition_of(channel).index]
+        return await reader.page(channel, after, before, limit, options, self.clock.time())
+
+
+def _peers_of(broker: ValkeyBroker) -> Any:
+    try:
+        from hubbub.brokers.valkey.peers import ValkeyPeers
+    except ModuleNotFoundError:
+        return None
+    return ValkeyPeers(broker)
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(9)
+
+
+def _settle(future: asyncio.Future[Position], position: Position | None, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(position if position is not None else NOWHERE)
+
+
+def _nobody(position: Position | None, error: Exception | None) -> None:
+    """Nobody waits for it: the last of them speaks for all."""

@@ -1,0 +1,333 @@
+"""What goes to one partition of the engine: publications of a turn travel together, each exactly once.
+
+A batch has a number, and the engine keeps the answers to a node's last batches. So a batch whose answer was lost with the
+connection is sent again over the next one, and is carried out only if it was not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from hubbub.brokers.valkey.keys import Partition
+from hubbub.brokers.valkey.scripts import FENCE, PUBLISH, READ
+from hubbub.brokers.valkey.shard import GONE, Shard
+from hubbub.brokers.valkey.wire import WireError
+from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode, HubbubError
+from hubbub.messages import Position
+from hubbub.ports import ONCE_SECONDS
+from hubbub.settings import ChannelOptions
+
+log = logging.getLogger("hubbub")
+
+Done: TypeAlias = Callable[[Position | None, Exception | None], None]
+"""Told the position, or why there is none."""
+
+AT_ONCE: Final = 4
+"""Batches under way. More would only make them smaller: what waits joins the next one."""
+BATCH: Final = 256
+"""Publications in one batch."""
+BATCH_BYTES: Final = 1 << 20
+KEEP_META: Final = 86_400
+"""Seconds, at least, for which a channel's position is remembered after its last publication."""
+REMEMBERED: Final = 32
+"""Answers that the engine keeps of a node (publish.lua)."""
+
+
+RELAYED: Final = ChannelOptions(history_size=0)
+"""Of publications that have their offsets from the store: the engine only hands them on."""
+
+
+class Entry:
+    """A publication on its way.
+
+    :ivar body: as it is stored.
+    :ivar done: told what became of it.
+    :ivar deadline: the loop's seconds.
+    """
+
+    __slots__ = ("body", "channel", "deadline", "done", "once", "options", "version")
+
+    def __init__(
+        self,
+        channel: str,
+        body: bytes,
+        options: ChannelOptions,
+        done: Done,
+        deadline: float,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> None:
+        self.channel = channel
+        self.body = body
+        self.options = options
+        self.done = done
+        self.deadline = deadline
+        self.once = once
+        self.version = version
+
+
+class _Batch:
+    __slots__ = ("args", "deadline", "error", "groups", "keys", "number", "sent")
+
+    def __init__(self, number: int, deadline: float, groups: list[list[Entry]]) -> None:
+        self.number = number
+        self.deadline = deadline
+        self.groups = groups
+        self.keys: list[str] = []
+        self.args: list[Any] = []
+        self.error: WireError | None = None
+        self.sent = 0.0
+
+
+class Outbound:
+    """The way to one partition.
+
+    :param shard: where it is now; replaced when it moves.
+    :param node: this node's id.
+    :param time: unix seconds.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        partition: Partition,
+        node: str,
+        time: Callable[[], float],
+        *,
+        limit: int,
+        limit_bytes: int,
+        history_bytes: int,
+    ) -> None:
+        self.shard = shard
+        self._partition = partition
+        self._node = node
+        self._time = time
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._history_bytes = history_bytes
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Entry] = deque()
+        self._under_way: deque[_Batch] = deque()
+        self._failed = 0
+        self._repairing = False
+        self._number = 0
+        self._scheduled = False
+        self.bytes = 0
+        self.stats = shard.stats
+
+    def add(self, entry: Entry) -> None:
+        """Send a publication with the others of this turn.
+
+        :raises ClientError: ``busy``: too many wait.
+        """
+        if len(self._queue) >= self._limit or self.bytes + len(entry.body) > self._limit_bytes:
+            self.stats.full += 1
+            raise ClientError(ErrorCode.BUSY, "too much waits for the engine", retry_after=1.0)
+        self._queue.append(entry)
+        self.bytes += len(entry.body)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def __len__(self) -> int:
+        return len(self._queue) + sum(len(group) for batch in self._under_way for group in batch.groups)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._repairing:
+            return
+        while self._queue and self.shard.up and len(self._under_way) < AT_ONCE:
+            batch = self._next()
+            self._under_way.append(batch)
+            self._send(batch)
+
+    def _next(self) -> _Batch:
+        """Take the next batch from the queue: groups of publications of one channel, each in its order."""
+        self._number += 1
+        groups: list[list[Entry]] = []
+        last: dict[str, list[Entry]] = {}
+        count = size = 0
+        deadline = self._queue[0].deadline
+        while self._queue and count < BATCH and size < BATCH_BYTES:
+            entry = self._queue.popleft()
+            count += 1
+            size += len(entry.body)
+            single = entry.once is not None or entry.version is not None
+            group = last.get(entry.channel)
+            if group is None or single or group[0].options is not entry.options:
+                group = []
+                groups.append(group)
+                if single:
+                    last.pop(entry.channel, None)
+                else:
+                    last[entry.channel] = group
+            group.append(entry)
+        self.bytes -= size
+        batch = _Batch(self._number, deadline, groups)
+        self._describe(batch)
+        return batch
+
+    def _describe(self, batch: _Batch) -> None:
+        """The keys and arguments of publish.lua, but for the first five."""
+        key = self._partition.key
+        keys, args = batch.keys, batch.args
+        base = f"{self._node[:8]}{batch.number:x}"  # a node's id is new at every start, so no epoch comes twice
+        for group in batch.groups:
+            first = group[0]
+            channel, options = first.channel, first.options
+            flags = ""
+            more: list[Any] = []
+            if options.history_size:
+                flags = "h"
+                keys += (key("m", channel), key("h", channel))
+                ttl = int(options.history_ttl * 1000)
+                keep = max(KEEP_META, int(2 * options.history_ttl))
+                more += (base, options.history_size, ttl, self._history_bytes, keep)
+                if first.once is not None:
+                    flags += "o"
+                    keys.append(key("o", f"{channel}\x00{first.once}"))
+                    more.append(ONCE_SECONDS)
+                if first.version is not None:
+                    flags += "v"
+                    more.append(first.version)
+            elif options is RELAYED:
+                flags = "r"
+                more.append(self._node)
+            args += (key("c", channel), flags or "-", len(group), *more)
+            args += [entry.body for entry in group]
+
+    def _send(self, batch: _Batch) -> None:
+        wire = self.shard.main
+        fence = self.shard.fences.get(self._partition.tag)
+        if wire is None or fence is None:
+            return  # it is sent with the next connection
+        batch.error = None
+        batch.sent = self._loop.time()
+        keys = (self._partition.key("f"), self._partition.key("w", self._node), *batch.keys)
+        head = (fence[0], fence[1], batch.number, int(self._time()), self.shard.publish_verb)
+        command = ("EVALSHA", PUBLISH.sha, len(keys), *keys, *head, *batch.args)
+        wire.send(command, lambda reply, error: self._answered(batch, reply, error))
+
+    def _answered(self, batch: _Batch, reply: Any, error: WireError | None) -> None:
+        if error is not None:
+            self._went_wrong(batch, error)
+            return
+        try:
+            self._under_way.remove(batch)
+        except ValueError:
+            return  # given up
+        self.stats.batches += 1
+        self.stats.seconds.add(self._loop.time() - batch.sent)
+        for group, text in zip(batch.groups, reply.decode().split(";"), strict=True):
+            if text[0] == ".":
+                self.stats.repeated += 1
+                text = text[3:]
+            epoch, _, number = text.rpartition(" ")
+            offset = int(number)
+            if not offset:
+                epoch = ""
+            self.stats.published += len(group)
+            for index, entry in enumerate(group):
+                entry.done(Position(epoch, offset + index if offset else 0), None)
+        if self._queue:
+            self._flush()
+        if self._repairing and all(each.error is not None for each in self._under_way):
+            self._repair()
+
+    def _went_wrong(self, batch: _Batch, error: WireError) -> None:
+        if not error.code:
+            return  # the connection is lost: it is sent again with the next one
+        if error.code in GONE:
+            self.shard.drop()
+            return
+        if error.code in ("FENCED", "NOSCRIPT"):
+            # those behind it fail too, or are carried out: all are in before any is sent again, in their order
+            batch.error = error
+            self._repairing = True
+            if all(each.error is not None for each in self._under_way):
+                self._repair()
+            return
+        try:
+            self._under_way.remove(batch)
+        except ValueError:
+            return
+        if error.code == "OOM":
+            refusal: Exception = ClientError(
+                ErrorCode.UNAVAILABLE, "the engine's memory is full: nothing can be published", retry_after=5.0
+            )
+        else:
+            log.error("the engine refuses a batch: %s", error)
+            refusal = BrokerUnavailable(f"the engine refuses: {error}")
+        self._refuse(batch, refusal)
+        self._flush()
+
+    def _repair(self) -> None:
+        self._loop.create_task(self._repaired())
+
+    async def _repaired(self) -> None:
+        """Load the scripts and learn the fence again, then send what failed again."""
+        wire = self.shard.main
+        try:
+            if wire is not None:
+                for script in (PUBLISH, READ, FENCE):
+                    await wire.call("SCRIPT", "LOAD", script.text)
+                await self.shard.fence(self._partition)
+        except HubbubError as error:
+            log.warning("the engine cannot be set up: %s", error)
+            self.shard.drop()
+        self._repairing = False
+        if self.shard.up:
+            self.again()
+
+    def again(self) -> None:
+        """The connection is there (again): send what has no answer, then go on."""
+        self._repairing = False
+        for batch in list(self._under_way):
+            self._send(batch)
+        self._flush()
+
+    def sweep(self, now: float) -> None:
+        """Give up what waited too long."""
+        while self._queue and self._queue[0].deadline <= now:
+            entry = self._queue.popleft()
+            self.bytes -= len(entry.body)
+            self.stats.away += 1
+            entry.done(None, BrokerUnavailable("the engine does not answer in time"))
+        late = [batch for batch in self._under_way if batch.deadline <= now]
+        for batch in late:
+            self._under_way.remove(batch)
+            self.stats.away += sum(map(len, batch.groups))
+            self._refuse(batch, BrokerUnavailable("the engine does not answer in time"))
+        if late and self.shard.up and now - late[0].sent > 1.0:
+            self.shard.drop()  # it is connected, and does not answer
+
+    def fail(self) -> None:
+        """Nothing is sent any more."""
+        refusal = BrokerUnavailable("the server stops")
+        for batch in self._under_way:
+            self._refuse(batch, refusal)
+        self._under_way.clear()
+        for entry in self._queue:
+            entry.done(None, refusal)
+        self._queue.clear()
+        self.bytes = 0
+
+    @staticmethod
+    def _refuse(batch: _Batch, error: Exception) -> None:
+        for group in batch.groups:
+            for entry in group:
+                entry.done(None, error)
+
+
+def stored(publication: Any) -> bytes:
+    """A publication as it is kept and sent: MessagePack, ending in its time (float64) and offset, which the scripts read."""
+    return ENCODE(publication)
+
+
+ENCODE: Final = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,33 @@
+-- Where a channel is, and some of its history.
+-- KEYS: fence, meta, history. ARGV: fence as the node knows it, token, base for a new meta, seconds for which the meta is
+-- kept, after, before, limit, mode: s (since: what came after `after`, the newest `limit` of it), a (a page that begins
+-- after `after`), b (a page that ends before `before`, 0: at the newest), p (nothing: only the position).
+-- Returns: meta as text, length of the history, offset of the first entry that follows, entries.
+local fence = redis.call('GET', KEYS[1])
+if fence ~= ARGV[1] then
+  return redis.error_reply('FENCED')
+end
+local token = ARGV[2]
+local meta = meta_read(KEYS[2], KEYS[3], token, ARGV[3])
+if meta.renewed then
+  redis.call('SET', KEYS[2], meta_text(meta, token), 'EX', ARGV[4])
+end
+local length = redis.call('LLEN', KEYS[3])
+local oldest = meta.offset - length + 1
+local after, before, limit, mode = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local low, high = math.max(oldest, after + 1), meta.offset
+if before > 0 then
+  high = math.min(high, before - 1)
+end
+if mode == 'a' then
+  high = math.min(high, low + limit - 1)
+elseif mode == 'p' then
+  high = low - 1
+else
+  low = math.max(low, high - limit + 1)
+end
+local entries = {}
+if low <= high then
+  entries = redis.call('LRANGE', KEYS[3], low - oldest, high - oldest)
+end
+return {meta_text(meta, token), length, low, entries}

@@ -1,0 +1,227 @@
+"""One connection to a Valkey or Redis server: RESP3, pipelined, with pushes; parsed by hiredis.
+
+A client library would hand each push to a task (about 20 µs); here a chunk of the stream is parsed at once and handed over
+in the same turn of the loop. What takes a library's care, the addresses and their options, comes from redis-py
+(:mod:`hubbub.brokers.valkey.topology`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, cast
+
+import hiredis
+
+from hubbub.brokers.valkey.address import Address
+from hubbub.errors import HubbubError
+
+Answered: TypeAlias = Callable[[Any, "WireError | None"], None]
+"""Called once for each command: its reply, or why there is none."""
+CLOSED: Final = "the connection to the engine is lost"
+
+
+class WireError(HubbubError):
+    """A command was not answered, or with an error.
+
+    :ivar code: the first word of the engine's error (``NOSCRIPT``, ``MOVED``, …); ``""`` where the connection was lost.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Confirm:
+    """A (un)subscription on its way: pushes confirm it, one for each channel; only a refusal comes as a reply."""
+
+    __slots__ = ("answered", "left")
+
+    def __init__(self, left: int, answered: Answered) -> None:
+        self.left = left
+        self.answered = answered
+
+
+_CONFIRMATIONS: Final = frozenset({b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"})
+
+
+class Wire(asyncio.Protocol):
+    """A connection. Replies come in the order of the commands; every command is answered, at the latest by its loss.
+
+    :param pushed: called with each push, in the loop's thread.
+    :param lost: called once, when the connection is gone.
+
+    :ivar heard: monotonic seconds (the loop's) when anything came in last.
+    """
+
+    def __init__(
+        self, pushed: Callable[[list[Any]], None] | None = None, lost: Callable[[Wire], None] | None = None
+    ) -> None:
+        self._reader = hiredis.Reader()
+        self._waiting: deque[Answered | _Confirm] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._pushed = pushed
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        self.paused = False
+        self.heard = self._loop.time()
+
+    @classmethod
+    async def connect(
+        cls,
+        address: Address,
+        *,
+        name: str,
+        timeout: float,
+        pushed: Callable[[list[Any]], None] | None = None,
+        lost: Callable[[Wire], None] | None = None,
+    ) -> Wire:
+        """Connect and say hello.
+
+        :raises WireError: it refuses us. ``code`` is ``NOAUTH``, ``WRONGPASS`` or ``NOPROTO`` where trying again is no use.
+        :raises OSError: it cannot be reached; ``TimeoutError``: not in time.
+        """
+        wire = cls(pushed, lost)
+        async with asyncio.timeout(timeout):
+            try:
+                await wire._open(address)
+                hello: list[Any] = ["HELLO", "3"]
+                if address.password is not None:
+                    hello += ["AUTH", address.username or "default", address.password]
+                hello += ["SETNAME", name]
+                await wire.call(*hello)
+                if address.db:
+                    await wire.call("SELECT", str(address.db))
+            except BaseException:
+                wire.abort()
+                raise
+        return wire
+
+    async def _open(self, address: Address) -> None:
+        if address.path is not None:
+            await self._loop.create_unix_connection(lambda: self, address.path)
+        else:
+            tls = address.tls
+            host = address.host if tls is not None else None
+            await self._loop.create_connection(lambda: self, address.host, address.port, ssl=tls, server_hostname=host)
+
+    # -- commands
+
+    def send(self, args: tuple[Any, ...], answered: Answered) -> None:
+        """Send a command; ``answered`` is told its reply."""
+        if self.closed or self._transport is None:
+            answered(None, WireError(CLOSED))
+            return
+        self._waiting.append(answered)
+        self._transport.write(hiredis.pack_command(args))
+
+    def send_many(self, commands: list[tuple[tuple[Any, ...], Answered]]) -> None:
+        """Send several commands with one write."""
+        if self.closed or self._transport is None:
+            for _, answered in commands:
+                answered(None, WireError(CLOSED))
+            return
+        self._waiting.extend(answered for _, answered in commands)
+        self._transport.write(b"".join([hiredis.pack_command(args) for args, _ in commands]))
+
+    def subscribe(self, verb: str, channels: list[str], answered: Answered) -> None:
+        """Send a SUBSCRIBE (or SSUBSCRIBE, UNSUBSCRIBE, …) of some channels; ``answered`` once all are confirmed."""
+        if self.closed or self._transport is None:
+            answered(None, WireError(CLOSED))
+            return
+        self._waiting.append(_Confirm(len(channels), answered))
+        self._transport.write(hiredis.pack_command(cast(Any, (verb, *channels))))
+
+    async def call(self, *args: Any) -> Any:
+        """Send a command and wait for its reply.
+
+        :raises WireError: the engine answers with an error, or the connection is lost.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def answered(reply: Any, error: WireError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(reply)
+
+        self.send(args, answered)
+        return await future
+
+    @property
+    def waiting(self) -> int:
+        """Commands without an answer."""
+        return len(self._waiting)
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self._loop.time()
+        reader = self._reader
+        reader.feed(data)
+        try:
+            while True:
+                reply = reader.gets()
+                if reply is False:
+                    return
+                if type(reply) is hiredis.PushNotification:
+                    if reply[0] in _CONFIRMATIONS:
+                        self._confirmed(reply)
+                    elif self._pushed is not None:
+                        self._pushed(reply)
+                elif isinstance(reply, hiredis.ReplyError):
+                    text = str(reply)
+                    self._answer(None, WireError(text, text.partition(" ")[0]))
+                else:
+                    self._answer(reply, None)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self._end(WireError(f"the engine does not speak RESP3: {error}"))
+
+    def _answer(self, reply: Any, error: WireError | None) -> None:
+        answered = self._waiting.popleft()
+        if isinstance(answered, _Confirm):
+            answered = answered.answered
+        answered(reply, error)
+
+    def _confirmed(self, push: list[Any]) -> None:
+        # all replies to what was sent before it are in, so it is about the oldest command; or it is about none: the
+        # engine takes the subscriptions of a slot away that moves to another shard
+        oldest = self._waiting[0] if self._waiting else None
+        if isinstance(oldest, _Confirm):
+            oldest.left -= 1
+            if oldest.left <= 0:
+                self._answer(None, None)
+        elif self._pushed is not None:
+            self._pushed(push)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(WireError(CLOSED if exc is None else f"{CLOSED}: {exc}"))
+
+    def abort(self) -> None:
+        """End it now."""
+        self._end(WireError(CLOSED))
+
+    def _end(self, error: WireError) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        waiting, self._waiting = self._waiting, deque()
+        for answered in waiting:
+            (answered.answered if isinstance(answered, _Confirm) else answered)(None, error)
+        if self._lost is not None:
+            self._lost(self)
