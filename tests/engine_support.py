@@ -536,6 +536,8 @@ class Node:
         self.home.mkdir(parents=True, exist_ok=True)
         self.log = self.home / "server.log"
         self.pid = 0
+        self.paused = False
+        self._resumed = 0.0
         values: dict[str, Any] = {
             "valkey_url": engine_url,
             "secret": SECRET,
@@ -604,10 +606,17 @@ class Node:
 
     def pause(self) -> None:
         """Stop it where it is (SIGSTOP)."""
+        self.paused = True
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+        self.paused = False
+        self._resumed = time.monotonic()
+
+    def stood_since(self, moment: float) -> bool:
+        """Whether it was paused at any time since then (monotonic seconds)."""
+        return self.paused or self._resumed > moment
 
     def has_ended(self) -> bool:
         try:
