@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hubbub import ChannelOptions
-from tests.support import BOTH_LANES, Client, Running, serve
+from tests.support import BOTH_LANES, Client, HandClock, Running, serve
 
 pytestmark = BOTH_LANES
 
@@ -322,3 +322,58 @@ async def test_too_many_channels(lane: str) -> None:
             assert await bob.refused("publish", channel="g", data=1) == "too_many"
             await alice.ask("unsubscribe", channel="b")
             assert (await bob.ask("subscribe", channel="f"))["type"] == "subscribed"
+
+
+async def test_publishing_once_with_a_key(lane: str) -> None:
+    clock = HandClock()
+    async with (
+        serve(lane, clock=clock) as server,
+        server.client("alice") as alice,
+        server.client("alice") as phone,
+        server.client("bob") as bob,
+    ):
+        await bob.ask("subscribe", channel="news")
+        first = await alice.ask("publish", channel="news", data=1, idempotency_key="k")
+        again = await phone.ask("publish", channel="news", data=1, idempotency_key="k")
+        assert (again["epoch"], again["offset"]) == (first["epoch"], first["offset"]) == (first["epoch"], 1)
+        assert (await alice.ask("publish", channel="other", data=1, idempotency_key="k"))["offset"] == 1
+        assert (await bob.ask("publish", channel="news", data=2, idempotency_key="k"))["offset"] == 2, "a user's own"
+        async with server.http() as http:
+            body = {"channel": "news", "data": 3, "idempotency_key": "k"}
+            assert (await http.post("/api/publish", json=body)).json()["offset"] == 3, "no user's is the server's"
+            assert (await http.post("/api/publish", json=body)).json()["offset"] == 3
+            del body["idempotency_key"]
+            answer = await http.post("/api/publish", json=body, headers={"Idempotency-Key": "k"})
+            assert answer.json()["offset"] == 3
+            answer = await http.post("/api/publish", json=body, headers={"Idempotency-Key": "k" * 129})
+            assert answer.status_code == 422
+        assert (await server.hubbub.publish("news", 3, idempotency_key="k")).offset == 3
+        assert (await server.hubbub.publish("news", 4, idempotency_key="l")).offset == 4
+        assert [message["data"] for message in await bob.drained() if message["type"] == "publication"] == [1, 2, 3, 4]
+        for wrong in ("", "k" * 129, 7):
+            assert await alice.refused("publish", channel="news", data=1, idempotency_key=wrong) == "invalid_message"
+        server.advance(301)
+        assert (await alice.ask("publish", channel="news", data=5, idempotency_key="k"))["offset"] == 5
+        assert (await bob.expect("publication"))["data"] == 5
+
+
+async def test_a_version_that_is_not_newer_is_not_published(lane: str) -> None:
+    async with serve(lane) as server, server.client("alice") as alice, server.client("bob") as bob:
+        await bob.ask("subscribe", channel="price")
+        for version, offset in ((0, 1), (5, 2), (5, 2), (3, 2), (2**53, 3)):
+            ack = await alice.ask("publish", channel="price", data=version, version=version)
+            assert ack["offset"] == offset, version
+        assert (await alice.ask("publish", channel="price", data="plain"))["offset"] == 4
+        async with server.http() as http:
+            answer = await http.post("/api/publish", json={"channel": "price", "data": "late", "version": 7})
+            assert answer.json()["offset"] == 4
+        assert (await server.hubbub.publish("price", "late", version=8)).offset == 4
+        assert (await alice.ask("publish", channel="other", data=1, version=1))["offset"] == 1
+        seen = [message["data"] for message in await bob.drained()]
+        assert seen == [0, 5, 2**53, "plain"]
+        for wrong in (-1, 2**53 + 1, "1"):
+            assert await alice.refused("publish", channel="price", data=1, version=wrong) == "invalid_message"
+        with pytest.raises(ValueError, match="a version"):
+            await server.hubbub.publish("price", 1, version=-1)
+        with pytest.raises(ValueError, match="an idempotency key"):
+            await server.hubbub.publish("price", 1, idempotency_key="")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import msgspec
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -16,13 +16,13 @@ from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hubbub.auth import issue_token, valid_user_id
-from hubbub.commands import check_name, publication_of, who_is_here
+from hubbub.commands import check_name, once_key, publication_of, who_is_here
 from hubbub.errors import ClientError, CloseCode, ErrorCode
 from hubbub.features.chat.chat import Chat
 from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
-from hubbub.messages import JSON, NotificationType, plain_data
+from hubbub.messages import JSON, NotificationType, Position, plain_data
 from hubbub.rest.commands import add_commands
 from hubbub.rest.files import add_files
 from hubbub.rest.people import add_people
@@ -76,6 +76,15 @@ class PublishIn(Model):
     channel: str = Field(max_length=128, examples=["news:sport"])
     data: Any
     key: str | None = Field(default=None, max_length=128, description="What `conflate` keeps the newest of.")
+    idempotency_key: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Within 300 s it is published once with it on this channel, however often it is sent.",
+    )
+    version: int | None = Field(
+        default=None, ge=0, le=2**53, description="It is published only if this is higher than the channel's last one."
+    )
 
 
 class Published(BaseModel):
@@ -210,10 +219,16 @@ class Api:
             return Broadcasted(delivered=reached)
 
         @route.post("/api/publish", tags=["channels"], dependencies=server, responses=SERVER_ERRORS)
-        async def publish(body: PublishIn) -> Published:
+        async def publish(
+            body: PublishIn,
+            idempotency_key: Annotated[
+                str | None, Header(min_length=1, max_length=128, description="The same as in the body.")
+            ] = None,
+        ) -> Published:
             """Publish on a channel. It is answered once the publication is in the channel's history."""
             data = plain_data(msgspec.Raw(JSON.encode(body.data)), is_json=True)
-            position = await publish_data(hub, body.channel, data, body.key)
+            once = body.idempotency_key or idempotency_key
+            position = await publish_data(hub, body.channel, data, body.key, once=once, version=body.version)
             return Published(channel=body.channel, epoch=position.epoch, offset=position.offset)
 
         @route.get(
@@ -338,9 +353,19 @@ class Api:
             return LoginOut(token=token, user_id=body.name, expires_in=DEV_TOKEN_TTL)
 
 
-async def publish_data(hub: Hub, channel: str, data: bytes, key: str | None, user: str | None = None) -> Any:
+async def publish_data(
+    hub: Hub,
+    channel: str,
+    data: bytes,
+    key: str | None,
+    user: str | None = None,
+    *,
+    once: str | None = None,
+    version: int | None = None,
+) -> Position:
     """Publish JSON text on an app's channel; returns the position.
 
+    :param once: the server's idempotency key.
     :raises ClientError: no channel's name, or one that belongs to a feature.
     """
     check_name(channel)
@@ -349,7 +374,7 @@ async def publish_data(hub: Hub, channel: str, data: bytes, key: str | None, use
             raise ClientError(ErrorCode.FORBIDDEN, f"{prefix}… belongs to a feature: use its own calls")
     options = hub.options_for(channel)
     publication = publication_of(channel, data, options, key=key, user=user, at=hub.clock.time())
-    return await hub.broker.publish(channel, publication, options)
+    return await hub.broker.publish(channel, publication, options, once=once_key(once), version=version)
 
 
 def _from_query(model: Any, **values: Any) -> Any:

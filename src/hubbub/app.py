@@ -293,21 +293,42 @@ class Hubbub(Declares, Owner):
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
-    async def publish(self, channel: str, data: Any, *, key: str | None = None, user_id: str | None = None) -> Position:
+    async def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        version: int | None = None,
+    ) -> Position:
         """Publish ``data`` on a channel; returns once it is in the channel's history.
 
         :param data: anything that JSON can carry; Structs, models and dataclasses too.
         :param key: what ``conflate`` keeps the newest of.
         :param user_id: who is shown as the publisher; None: the server.
+        :param idempotency_key: 1 to 128 characters. Within 300 seconds it is published once with it on this channel,
+            whichever node is asked, and however often: the position is that of the first time.
+        :param version: of what ``data`` shows, 0 or more. It is not published unless this is higher than the version
+            published last on the channel; the position is the channel's then.
         :raises ClientError: the name or the data cannot be published.
+        :raises BrokerUnavailable: it is not known to have been published: try again, with the same idempotency key.
         :raises TypeError: the data has no JSON form.
+        :raises ValueError: no such key or version can be.
         """
+        if idempotency_key is not None and not 1 <= len(idempotency_key) <= 128:
+            raise ValueError("an idempotency key has 1 to 128 characters")
+        if version is not None and not 0 <= version <= 2**53:
+            raise ValueError("a version is a number from 0 to 2**53")
         payload = plain_data(msgspec.Raw(data_bytes(data)), is_json=True)
-        return await self._here(self._publish(channel, payload, key, user_id))
+        return await self._here(self._publish(channel, payload, key, user_id, idempotency_key, version))
 
-    async def _publish(self, channel: str, payload: bytes, key: str | None, user_id: str | None) -> Position:
+    async def _publish(
+        self, channel: str, payload: bytes, key: str | None, user_id: str | None, once: str | None, version: int | None
+    ) -> Position:
         hub = self.hub
-        position: Position = await publish_data(hub, channel, payload, key, user_id)
+        position = await publish_data(hub, channel, payload, key, user_id, once=once, version=version)
         if self._turn != hub.turns:
             self._turn, self._published = hub.turns, 0
         self._published += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -103,7 +104,8 @@ class Commands:
             origin=session.id if message.exclude_self else None,
             at=hub.clock.time(),
         )
-        position = await hub.broker.publish(name, publication, options)
+        once = once_key(message.idempotency_key, user_id)
+        position = await hub.broker.publish(name, publication, options, once=once, version=message.version)
         link.send(codec.encode(messages.PublishAck(position.offset, position.epoch, ref=message.ref)))
 
     def history(self, session: Session, message: messages.GetHistory) -> Coroutine[Any, Any, None] | None:
@@ -234,6 +236,16 @@ def who_is_here(hub: Hub, name: str) -> tuple[dict[str, dict[str, object]], int]
     if count > hub.settings.presence_limit:
         return {}, count
     return {user: present(dict(here)) for user, here in channel.roster.snapshot().items()}, count
+
+
+def once_key(key: str | None, user_id: str = "") -> str | None:
+    """An idempotency key as the broker gets it: of one length, and nobody's is another's.
+
+    :param user_id: whose it is; "": the server's (no user is called so).
+    """
+    if key is None:
+        return None
+    return blake2b(f"{user_id}\0{key}".encode(), digest_size=16).hexdigest()
 
 
 @lru_cache(maxsize=16_384)

@@ -78,12 +78,17 @@ class Unsubscribe(ClientMessage, tag="unsubscribe"):
 
 
 class Publish(ClientMessage, tag="publish", gc=False):
-    """``key``: what `conflate` keeps the newest of. ``exclude_self``: this session does not get it, live or recovered."""
+    """``key``: what `conflate` keeps the newest of. ``exclude_self``: this session does not get it, live or recovered.
+
+    ``idempotency_key``: it is published once with it, however often it is sent. ``version``: it is published only if it
+    is a newer one."""
 
     channel: Name
     data: Raw
     key: Annotated[str, Meta(max_length=128)] | None = None
     exclude_self: bool = False
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    version: Offset | None = None
 
 
 class GetHistory(ClientMessage, tag="history"):

@@ -314,7 +314,7 @@ class MemoryEngine:
         for owner in (node, getattr(node, "hub", None)):
             broker = getattr(owner, "broker", owner)
             broker = getattr(broker, "_inner", broker)  # within a FaultyBroker
-            found = [own for own in self._brokers if own is broker]
+            found = [own for own in self._brokers if id(own) == id(broker)]
             if found:
                 return found[0]
         raise TypeError(f"this engine has no node {node!r}: name a broker that it made, or the Hubbub that has it")
