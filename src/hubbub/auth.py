@@ -153,7 +153,7 @@ _decode_claims = msgspec.json.Decoder(_Claims).decode
 
 
 class TokenVerifier:
-    """Turns tokens into identities, and remembers which were revoked (in this process).
+    """Turns tokens into identities, and remembers which were revoked (as far as this process knows).
 
     Every allowed algorithm is bound to its own key at the start, so a token's ``alg`` can only pick among them: a
     public key is never used as an HMAC secret (RFC 8725 sections 2.1 and 3.1).
@@ -248,14 +248,27 @@ class TokenVerifier:
 
     # -- revocation
 
-    def revoke_token(self, jti: str, now: float, until: float) -> None:
-        """Refuse the token with this ``jti``; forget so ``leeway`` after ``until``, its ``exp`` (unix seconds)."""
-        if until + self._leeway > now:
-            self._revoked_tokens[jti] = max(until, self._revoked_tokens.get(jti, until))
+    def revoke_token(self, jti: str, now: float, until: float) -> bool:
+        """Refuse the token with this ``jti``; forget so ``leeway`` after ``until``, its ``exp`` (unix seconds).
 
-    def revoke_user(self, user_id: str, now: float) -> None:
-        """Refuse every token of this user issued before ``now``, or without ``iat``, for :data:`REVOCATION_MEMORY`."""
-        self._revoked_users[user_id] = max(now, self._revoked_users.get(user_id, now))
+        Returns whether it was good until now.
+        """
+        if until + self._leeway <= now:
+            return False
+        known = self._revoked_tokens.get(jti)
+        self._revoked_tokens[jti] = until if known is None else max(until, known)
+        return known is None
+
+    def revoke_user(self, user_id: str, now: float) -> bool:
+        """Refuse every token of this user issued before ``now``, or without ``iat``, for :data:`REVOCATION_MEMORY`.
+
+        Returns whether some of them may have been good until now.
+        """
+        known = self._revoked_users.get(user_id)
+        if known is not None and known >= now:
+            return False
+        self._revoked_users[user_id] = now
+        return True
 
     def is_revoked(self, identity: Identity) -> bool:
         """Whether the token behind an identity, or its user, has been revoked since it was issued."""

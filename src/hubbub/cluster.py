@@ -29,6 +29,7 @@ from hubbub.control import (
     open_letter,
 )
 from hubbub.errors import BrokerUnavailable
+from hubbub.everywhere import Everywhere
 from hubbub.ports import Here, Peers
 
 if TYPE_CHECKING:
@@ -41,21 +42,24 @@ ASK_SECONDS: Final = 1.0
 """How long the others have for an answer."""
 MAX_ASKS: Final = 10_000
 """Questions that may wait for their answers; beyond, they are told, and nobody waits."""
-RESYNC_PAUSE: Final = 0.5
-"""Seconds before a resyncer that found the engine away again is run again; doubled each time, at most ten times."""
+RESYNC_PAUSE: Final = 0.1
+"""Seconds before a resyncer that found the engine away is run again; doubled each time, at most to ten times as long."""
 
 
 class Answers(list[Any]):
     """The answers to a question.
 
     :ivar complete: every other node has answered: nobody was cut off, too slow, or of a release that does not know it.
+    :ivar told: the question was sent: it reaches all nodes, although some may not have answered in time.
     """
 
     complete: bool
+    told: bool
 
-    def __init__(self, complete: bool = True) -> None:
+    def __init__(self, complete: bool = True, told: bool = True) -> None:
         super().__init__()
         self.complete = complete
+        self.told = told
 
 
 class Totals(NamedTuple):
@@ -80,6 +84,7 @@ class Cluster:
     :ivar others: the other nodes that live, and what each last said of itself.
     :ivar resyncers: run after messages of others may have been missed: each reads again what they would have told of.
         One that raises BrokerUnavailable is run again.
+    :ivar everywhere: what is done to sessions on all nodes at once.
     :ivar counts: what happened: ``told``, ``untold`` (the engine was away), ``heard``, ``bad`` (could not be read),
         ``unknown`` (of another release), ``failed`` (a handler raised), ``unanswered`` (asked, and somebody did not say).
     """
@@ -95,6 +100,7 @@ class Cluster:
         self._numbers = count(1)
         self._passed_over: set[str] = set()
         self._resyncing: dict[Callable[[], Coroutine[Any, Any, None]], bool] = {}
+        self.everywhere = Everywhere(hub, self)
         if self.peers is not None:
             self.peers.listen(self)
 
@@ -131,11 +137,13 @@ class Cluster:
         assert self._hub.loop is not None, "the hub is not running"
         expected = set(self.others)
         if not expected or len(self._asks) >= MAX_ASKS:
-            return Answers(await self.tell(message) and not expected)
+            told = await self.tell(message)
+            return Answers(told and not expected, told)
         number = next(self._numbers)
         question = self._asks[number] = _Question(expected, self._hub.loop.create_future())
         try:
-            if await self._send(letter_of(message, number)):
+            question.answers.told = await self._send(letter_of(message, number))
+            if question.answers.told:
                 await asyncio.wait((question.done,), timeout=timeout)
         finally:
             del self._asks[number]
@@ -240,10 +248,14 @@ class Cluster:
         if self._hub.loop is None:
             return
         for resync in self.resyncers:
-            running = resync in self._resyncing
-            self._resyncing[resync] = True  # once more, if it runs
-            if not running:
-                self._hub.background(self._resync(resync))
+            self.resync(resync)
+
+    def resync(self, resync: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a resyncer in the background, until the engine answers. Never twice at once: if it runs, then once more."""
+        running = resync in self._resyncing
+        self._resyncing[resync] = True
+        if not running:
+            self._hub.background(self._resync(resync))
 
     async def _resync(self, resync: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pause = RESYNC_PAUSE

@@ -99,7 +99,7 @@ class Disconnect(Struct, tag="disconnect", frozen=True):
     """Close all sessions of a user. Answered with how many."""
 
     user_id: UserId
-    code: int = 1000
+    code: Annotated[int, Meta(ge=1000, le=4999)] = 1000
     reason: Reason = ""
 
 
@@ -125,10 +125,10 @@ class Revoke(Struct, tag="revoke", frozen=True):
 class Replaced(Struct, tag="replaced", frozen=True):
     """Devices came back to this node: close the connections that they had elsewhere.
 
-    :ivar sessions: (user, session) of each.
+    :ivar sessions: (user, session, unix seconds) of each.
     """
 
-    sessions: list[tuple[str, str]]
+    sessions: list[tuple[str, str, float]]
 
 
 class Count(Struct, tag="count", frozen=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from hubbub.admission import check_origins, find_token, origin_allowed
@@ -27,6 +29,8 @@ class Entrance:
 
     :ivar verifier: checks tokens, and knows which were revoked.
     :ivar people: how many users are signed in on this node.
+    :ivar returned: told of a user's device that came back to this node with the id of an earlier session: that may
+        hang on another node.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -39,6 +43,7 @@ class Entrance:
         self._waiting: dict[Session, float] = {}
         self._expiries: dict[int, set[Session]] = {}
         self.people = 0
+        self.returned: Callable[[str, str], None] | None = None
 
     def origin_ok(self, request: Request) -> bool:
         """Whether a page of the request's origin may connect."""
@@ -123,10 +128,8 @@ class Entrance:
     def _enter(self, session: Session, user_id: str, previous: str | None) -> None:
         user = self._hub.users.get(user_id) or User(user_id)
         declared = previous is not None and SESSION_ID.fullmatch(previous) is not None
-        for other in user.sessions:
-            if declared and other.id == previous:  # the same device is back before we noticed that it was gone
-                self._hub.close(other, CloseCode.REPLACED, "replaced by a newer connection")
-                self._hub.leave(other)
+        if declared and previous is not None:
+            self.replace(user, previous)
         limit = self._settings.max_connections_per_user
         if limit and len(user.sessions) >= limit:
             self._hub.metrics.limited("user")
@@ -144,7 +147,21 @@ class Entrance:
         self.people += not user.sessions
         user.add(session)
         session.user = user
+        if len(user.sessions) == 1:
+            self._hub.inlet.came(user_id)
         self._waiting.pop(session, None)
+        if declared and self.returned is not None:
+            self.returned(user_id, session.id)
+
+    def replace(self, user: User, session_id: str, before: float = math.inf) -> None:
+        """A device is back before it was noticed that it was gone: end the session that it had.
+
+        :param before: only one that began before then (monotonic seconds), or at that moment.
+        """
+        for other in user.sessions:
+            if other.id == session_id and other.started <= before:
+                self._hub.close(other, CloseCode.REPLACED, "replaced by a newer connection")
+                self._hub.leave(other)
 
     def _minute(self, expires: float) -> int:
         return int((expires - self._settings.token_warning) // 60)
@@ -158,18 +175,36 @@ class Entrance:
                 if not sessions:
                     del self._expiries[minute]
 
-    def revoke(self, *, user_id: str | None = None, token_id: str | None = None) -> int:
-        """Refuse a user's tokens issued until now, or one token; close (4401) the sessions that live on them."""
+    def revoke(
+        self, *, user_id: str | None = None, token_id: str | None = None, at: float | None = None, until: float = 0.0
+    ) -> int:
+        """Refuse a user's tokens issued until now, or one token, on this node; close (4401) the sessions that live on
+        them. Returns how many. :class:`~hubbub.revocation.Revocations` does so on all nodes.
+
+        :param at: unix seconds; tokens of the user that were issued before then are refused. None: now.
+        :param until: unix seconds of the end of the token, where that is known.
+        """
+        self.note_revoked(user_id=user_id, token_id=token_id, at=at, until=until)
+        return self.close_revoked(self._hub.users.get(user_id or "", ()) if token_id is None else self._hub.sessions)
+
+    def note_revoked(self, *, user_id: str | None, token_id: str | None, at: float | None, until: float = 0.0) -> bool:
+        """Refuse tokens from now on, as :meth:`revoke` does, without looking who is here. False: they were already."""
         now = self._clock.time()
-        if user_id is not None:
-            self.verifier.revoke_user(user_id, now)
         if token_id is not None:
-            lives = [s.identity.expires for s in self._hub.sessions if s.identity and s.identity.token_id == token_id]
-            self.verifier.revoke_token(token_id, now, max([now + REMEMBER_REVOCATION, *lives]))
-        users = [self._hub.users[user_id]] if user_id in self._hub.users else []
-        candidates = [s for user in users for s in user] if token_id is None else list(self._hub.sessions)
+            return self.verifier.revoke_token(token_id, now, max(until, self.end_of(token_id)))
+        if user_id is not None:
+            return self.verifier.revoke_user(user_id, now if at is None else at)
+        return False
+
+    def end_of(self, token_id: str) -> float:
+        """When a token ends, in unix seconds, as far as is known here: rather too late than too early."""
+        ends = [s.identity.expires for s in self._hub.sessions if s.identity and s.identity.token_id == token_id]
+        return max([self._clock.time() + REMEMBER_REVOCATION, *ends])
+
+    def close_revoked(self, candidates: Iterable[Session]) -> int:
+        """Close those of some sessions whose token was revoked. Returns how many."""
         count = 0
-        for session in candidates:
+        for session in list(candidates):
             if session.identity is not None and self.verifier.is_revoked(session.identity):
                 self._hub.reply(session, _error(ErrorCode.AUTHENTICATION_FAILED, "the token was revoked"))
                 self._hub.close(session, CloseCode.UNAUTHORIZED, "revoked")
