@@ -37,6 +37,7 @@ from hubbub.messages import (
 from hubbub.metrics import Metrics
 from hubbub.patterns import Patterns
 from hubbub.ports import Broker, Clock, Lane, Link, Past, Topic
+from hubbub.quotas import Quotas
 from hubbub.runs import Runs
 from hubbub.session import Session, State, User
 from hubbub.settings import ChannelOptions, Settings
@@ -121,6 +122,7 @@ class Hub:
         self.entrance = Entrance(self)
         self.comings = Comings(self)
         self.cluster = Cluster(self)
+        self.quotas = Quotas(self)
         self.inlet = OrderedInlet(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -266,7 +268,7 @@ class Hub:
         command: ClientMessage | None = None
         try:
             if self._limited:
-                session.take(self._rate, self._user_rate, self.clock.monotonic())
+                session.take(self._rate, self._user_rate, self.clock.monotonic(), self.quotas.messages)
             if (type(message) is str) is not session.link.lane.codec.is_json:
                 raise _wrong_frame(session)
             command = self._inbox.decode(message)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, Generic, TypeVar
@@ -126,6 +126,150 @@ class KeyedRate(Generic[K]):
             return False
         del self._tats[oldest]
         return True
+
+
+class Lease:
+    """What one key may still spend on this node.
+
+    :ivar credit: messages given or bought and not yet spent; below 0: spent, and not yet bought.
+    :ivar asked: whether more is being bought now.
+    :ivar until: before then no more is to be had (monotonic seconds).
+    """
+
+    __slots__ = ("asked", "credit", "since", "until")
+
+    def __init__(self, credit: int, since: float) -> None:
+        self.credit = credit
+        self.since = since
+        self.until = 0.0
+        self.asked = False
+
+
+PATIENCE: Final = 0.1
+"""Seconds after which a key may ask again that has spent all it can while an answer is on its way."""
+
+
+class Share:
+    """This node's part in a rate that holds over all nodes together.
+
+    What a key sends is counted elsewhere, for all nodes: at most :attr:`amount` per :attr:`window`. Each node gives a key
+    a little, :attr:`part`, in each window without counting it, and buys the rest from there: :attr:`chunk` at a time, and
+    ahead of need. While an answer is on its way a key may go into debt, which is paid first of all. When nothing is to be
+    had, it is refused.
+
+    So over N nodes, in any T seconds after a rest, a key can send at most ``amount * (1 + T / window)`` messages that were
+    bought, ``N * part`` in each window begun, and ``N * debt`` that are yet to be paid. :attr:`part` is a quarter of the
+    burst divided by N, at least 1; :attr:`debt` the burst divided by N, at least ``at_once``.
+
+    :param rate: messages per second, above 0.
+    :param burst: messages at once, at least 1.
+    :param at_once: what a well-behaved key may send faster than any answer can come.
+    :param want: told of a key for which to buy: once until :meth:`bought`, :meth:`refused` or :meth:`unanswered`.
+
+    :ivar away: nobody answers: everything passes here, and this node's own rate must do.
+    :ivar denied: messages refused.
+    :ivar alone: messages passed uncounted, because nobody answers.
+    """
+
+    def __init__(self, rate: float, burst: int, at_once: int, want: Callable[[str], None]) -> None:
+        if not 0 < rate < math.inf or burst < 1:
+            raise ValueError("a rate must be positive and finite, its burst at least 1")
+        self.window = max(1, math.ceil(burst / rate))
+        self.amount = max(burst, math.floor(rate * self.window * (1 + 1e-9)))
+        self.away = False
+        self.denied = 0
+        self.alone = 0
+        self._burst = burst
+        self._at_once = min(at_once, burst)
+        self._want = want
+        self._leases: dict[str, Lease] = {}  # the oldest first
+        self.spread(1)
+
+    def __len__(self) -> int:
+        """How many keys have a lease."""
+        return len(self._leases)
+
+    def spread(self, nodes: int) -> None:
+        """Say over how many nodes the rate holds, this one included."""
+        self.part = max(1, self._burst // (4 * nodes))
+        self.chunk = max(self.part, self._burst // 32)
+        self.debt = max(self._at_once, self._burst // nodes)
+        self._low = self.part // 2
+
+    def take(self, key: str, now: float) -> float:
+        """Ask for one message: 0.0 when it may be sent, else the seconds after which it may."""
+        lease = self._leases.get(key)
+        if lease is not None and lease.credit > self._low:
+            lease.credit -= 1
+            return 0.0
+        return self._look(key, lease, now)
+
+    def _look(self, key: str, lease: Lease | None, now: float) -> float:
+        if self.away:
+            self.alone += 1
+            return 0.0
+        if lease is None:
+            lease = self._leases[key] = Lease(self.part, now)
+        if lease.credit <= self._low and not lease.asked and now >= lease.until:
+            lease.asked = True
+            self._want(key)
+        if lease.credit > 0 or (lease.asked and lease.credit > -self.debt):
+            lease.credit -= 1
+            return 0.0
+        self.denied += 1
+        return PATIENCE if lease.asked else lease.until - now
+
+    def bought(self, key: str, count: int) -> bool:
+        """``count`` were to be had. True when more should be bought at once: the key is still in debt."""
+        lease = self._leases[key]
+        lease.credit += count
+        lease.asked = lease.credit <= 0
+        return lease.asked
+
+    def refused(self, key: str, wait: float, now: float) -> None:
+        """No more is to be had for so many seconds."""
+        lease = self._leases[key]
+        lease.asked = False
+        lease.until = now + wait
+
+    def unanswered(self, key: str) -> None:
+        """It cannot be known whether more is to be had, and what was spent meanwhile is forgiven."""
+        lease = self._leases[key]
+        lease.asked = False
+        lease.credit = max(0, lease.credit)
+
+    def sweep(self, now: float) -> None:
+        """Forget leases that have lasted for a window: keys that go on get a new one. Debts are kept, and paid."""
+        while self._leases:
+            key, lease = next(iter(self._leases.items()))
+            if lease.since + self.window > now:
+                return
+            del self._leases[key]
+            if lease.asked or (lease.credit < 0 and not self.away):
+                lease.since = now
+                self._leases[key] = lease
+                if not lease.asked and now >= lease.until:
+                    lease.asked = True
+                    self._want(key)
+
+
+def window_wait(need: int, amount: int, window: int, before: int, current: int, left: float) -> float:
+    """In how many seconds ``need`` are to be had from a sliding window counter, if nobody else takes any.
+
+    Such a counter lets pass what keeps ``floor(before * left / window) + current`` within ``amount``: what came in the
+    window before counts as if it had come evenly.
+
+    :param left: seconds to the end of the current window: up to ``window``. Then ``current`` becomes ``before``.
+    """
+    spare = amount - need - current
+    if spare < 0:
+        return left + max(0.0, window - window * (amount - need + 1) / current) + _TICK
+    if math.floor(before * left / window) <= spare:
+        return 0.0
+    return max(0.0, left - window * (spare + 1) / before) + _TICK
+
+
+_TICK: Final = 1e-3  # a counter's clock has milliseconds
 
 
 class Slots(Generic[K]):

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from hubbub.errors import ClientError, CloseCode, ErrorCode
-from hubbub.limits import Rate
+from hubbub.limits import Rate, Share
 
 if TYPE_CHECKING:
     from hubbub.auth import Identity
@@ -156,8 +156,10 @@ class Session:
 
     # -- limits
 
-    def take(self, session_rate: Rate | None, user_rate: Rate | None, now: float) -> None:
+    def take(self, session_rate: Rate | None, user_rate: Rate | None, now: float, share: Share | None = None) -> None:
         """Pay for one message.
+
+        :param share: this node's part in the user's rate, where it holds over many nodes.
 
         :raises ClientError: ``rate_limited`` with ``retry_after``.
         """
@@ -168,8 +170,9 @@ class Session:
             self._tat = tat
         if user_rate is not None and self.user is not None:
             tat = user_rate.take(self.user.tat, now)
-            if tat < 0:
-                raise ClientError(ErrorCode.RATE_LIMITED, "too many messages of this user", retry_after=-tat)
+            wait = -tat if tat < 0 else 0.0 if share is None else share.take(self.user.id, now)
+            if wait > 0:
+                raise ClientError(ErrorCode.RATE_LIMITED, "too many messages of this user", retry_after=wait)
             self.user.tat = tat
 
     def misbehaved(self, abuse_rate: Rate | None, now: float) -> CloseCode | None:

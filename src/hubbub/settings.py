@@ -109,6 +109,8 @@ class Settings(BaseSettings):
         default=60.0, description="Messages per second of one user over all sessions; 0 = off."
     )
     user_rate_burst: Count = Field(default=180, description="Burst of one user over all sessions.")
+    api_rate_limit: Rate = Field(default=0.0, description="HTTP requests per second of one API key; 0 = off.")
+    api_rate_burst: Count = Field(default=200, description="Burst of one API key.")
     abuse_limit: Count = Field(
         default=30,
         description="Refusals for rate or shape within a minute before the session is closed with 4429; 0 = off.",
@@ -177,7 +179,8 @@ class Settings(BaseSettings):
     )
     valkey_queue_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes of them.")
     shared_limits: bool = Field(
-        default=True, description="Whether the limits per user hold over all nodes together (with an engine)."
+        default=True,
+        description="Whether the limits per user and per API key hold over all nodes together (with an engine).",
     )
 
     # -- the store
@@ -277,7 +280,8 @@ class Settings(BaseSettings):
     def _sensible(self) -> Settings:
         if self.heartbeat_interval and not self.heartbeat_timeout:
             raise ValueError("HUBBUB_HEARTBEAT_TIMEOUT must be above 0 while HUBBUB_HEARTBEAT_INTERVAL is on")
-        for rate, burst in (("rate_limit", "rate_burst"), ("user_rate_limit", "user_rate_burst")):
+        for rate in ("rate_limit", "user_rate_limit", "api_rate_limit"):
+            burst = rate.replace("limit", "burst")
             if getattr(self, rate) and not getattr(self, burst):
                 raise ValueError(f"HUBBUB_{burst.upper()} must be at least 1 while HUBBUB_{rate.upper()} is on")
         if self.control_rate_limit and not self.control_rate_burst:

@@ -1,0 +1,188 @@
+"""Limits that hold over all nodes together: what each may let pass is bought from counters in the engine, in the background.
+
+No message ever waits for the engine. While it does not answer, each node's own limits are all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from hubbub.errors import BrokerUnavailable
+from hubbub.limits import Share, window_wait
+
+if TYPE_CHECKING:
+    from hubbub.hub import Hub
+
+log = logging.getLogger("hubbub")
+
+DEADLINE: Final = 1.0
+"""Seconds that the engine has for an answer."""
+RETRY: Final = 2.0
+"""Seconds between two questions while it does not answer."""
+SILENCE: Final = 60.0
+"""Seconds in which the log has this once."""
+BUYERS: Final = 4
+"""Purchases that may be under way at once."""
+
+
+class Counters(Protocol):
+    """Sliding window counters that all nodes share."""
+
+    async def take(self, kind: str, key: str, amount: int, window: int, count: int) -> bool:
+        """Take ``count`` of the ``amount`` per ``window`` (seconds) of a key; False, and nothing is taken, without so many.
+
+        :raises BrokerUnavailable: it does not answer.
+        """
+        ...
+
+    async def state(self, kind: str, key: str, amount: int, window: int) -> tuple[int, int, float]:
+        """What was taken in the window before, in the current one, and the seconds to the end of that.
+
+        :raises BrokerUnavailable: it does not answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        ...
+
+
+class Quotas:
+    """The limits of a hub that are shared.
+
+    :ivar messages: per user, what comes over sockets; None where there is no such limit, or it is not shared.
+    :ivar requests: per user, over HTTP.
+    :ivar keys: per API key.
+    :ivar bought: purchases that the engine answered with yes, ``denied`` with no; ``failed`` without an answer.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.messages: Share | None = None
+        self.requests: Share | None = None
+        self.keys: Share | None = None
+        self.bought = self.denied = self.failed = 0
+        self._counters: Counters | None = None
+        self._shares: dict[str, Share] = {}
+        self._queue: deque[tuple[str, str]] = deque()
+        self._buyers = 0
+        self._nodes = 1
+        self._retry_at = self._silent_until = 0.0
+
+    def share(self, counters: Counters) -> None:
+        """Share the limits. Once, before the hub starts."""
+        settings = self._hub.settings
+        self._counters = counters
+        at_once = settings.rate_burst if settings.rate_limit else settings.user_rate_burst
+        self.messages = self._add("user", settings.user_rate_limit, settings.user_rate_burst, at_once)
+        self.requests = self._add("http", settings.user_rate_limit, settings.user_rate_burst, at_once)
+        self.keys = self._add("key", settings.api_rate_limit, settings.api_rate_burst, settings.api_rate_burst // 4)
+        self._hub.sweepers.append(self.sweep)
+        self._hub.stoppers.append(self._stop)
+
+    def _add(self, kind: str, rate: float, burst: int, at_once: int) -> Share | None:
+        if not rate:
+            return None
+        share = self._shares[kind] = Share(rate, burst, max(1, at_once), self._wants(kind))
+        return share
+
+    def _wants(self, kind: str) -> Callable[[str], None]:
+        def want(key: str) -> None:
+            self._queue.append((kind, key))
+            if self._buyers < BUYERS:
+                self._buyers += 1
+                self._hub.background(self._work())
+
+        return want
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What happened, by name, as the metric has it."""
+        shares = self._shares.values()
+        return {
+            "bought": self.bought,
+            "denied": self.denied,
+            "failed": self.failed,
+            "refused": sum(share.denied for share in shares),
+            "alone": sum(share.alone for share in shares),
+        }
+
+    @property
+    def shared(self) -> bool:
+        """Whether any limit is."""
+        return bool(self._shares)
+
+    def sweep(self, now: float) -> None:
+        """Forget what is over; try the engine again; share among the nodes that there are."""
+        nodes = len(self._hub.cluster.others) + 1
+        for share in self._shares.values():
+            if nodes != self._nodes:
+                share.spread(nodes)
+            if share.away and now >= self._retry_at:
+                share.away = False
+            share.sweep(now)
+        self._nodes = nodes
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                kind, key = self._queue.popleft()
+                await self._buy(kind, key, self._shares[kind])
+        finally:
+            self._buyers -= 1
+
+    async def _buy(self, kind: str, key: str, share: Share) -> None:
+        if share.away:  # it was found out while this waited
+            share.unanswered(key)
+            return
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await self._ask(kind, key, share)
+        except (BrokerUnavailable, TimeoutError) as error:
+            share.unanswered(key)
+            self._away(error)
+        except asyncio.CancelledError:
+            share.unanswered(key)
+            raise
+        else:
+            self._answered()
+
+    async def _ask(self, kind: str, key: str, share: Share) -> None:
+        assert self._counters is not None
+        clock, amount, window = self._hub.clock, share.amount, share.window
+        while True:
+            count = share.chunk
+            if not await self._counters.take(kind, key, amount, window, count):
+                break
+            self.bought += 1
+            if not share.bought(key, count):
+                return
+        self.denied += 1
+        before, current, left = await self._counters.state(kind, key, amount, window)
+        share.refused(key, window_wait(count, amount, window, before, current, left), clock.monotonic())
+
+    def _away(self, error: Exception) -> None:
+        self.failed += 1
+        now = self._hub.clock.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + SILENCE
+            log.warning("limits are not shared now: the engine does not answer", extra={"error": str(error)})
+        self._retry_at = now + RETRY
+        for share in self._shares.values():
+            share.away = True
+
+    def _answered(self) -> None:
+        if self._retry_at:
+            self._retry_at = 0.0
+            log.info("limits are shared again")
+            for share in self._shares.values():
+                share.away = False
+
+    async def _stop(self) -> None:
+        self._queue.clear()
+        assert self._counters is not None
+        await self._counters.close()
