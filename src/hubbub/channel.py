@@ -98,8 +98,10 @@ class Channel:
 
     @property
     def empty(self) -> bool:
-        """True when nothing would be lost by forgetting it."""
-        return not (self.size or self.roster or self.waiting) and self.batch is None and self.order is None
+        """True when nothing would be lost by forgetting it. Users that only other nodes have are theirs to know."""
+        if self.size or self.waiting or self.batch is not None or self.order is not None:
+            return False
+        return self.roster is None or not self.roster.own
 
 
 class _Slices:
@@ -143,14 +145,14 @@ class Fanout:
                 if session is not None and not topic.visible(session, channel.name, publication):
                     batch.hide(link)
 
-    def announce(self, channel: Channel, publication: Publication) -> None:
+    def announce(self, channel: Channel, publication: Publication, exclude: Link | None = None) -> None:
         """Put what every subscriber must get, whatever the app's filter says, in its place among the publications."""
         batch = channel.batch
         if batch is None:
             batch = channel.batch = Batch(channel.name, channel.options.slow)
             self._dirty.append(channel)
             self._schedule()
-        batch.add(publication)
+        batch.add(publication, exclude)
 
     def seal(self, channel: Channel) -> None:
         """Close the channel's batch before its subscribers change: who comes now gets none of it, who goes all of it."""

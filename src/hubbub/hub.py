@@ -164,6 +164,7 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.metrics.started = self.clock.monotonic()
         await self.broker.start(self.inlet)
+        self.inlet.start()
         for index, starter in enumerate(self.starters):
             try:
                 await starter()
@@ -187,6 +188,7 @@ class Hub:
         await self._stop_all(self.stoppers)
         await self.broker.stop()
         self.channels.clear()  # those that were kept for a grace
+        self.comings.clear()
         for topic in self.topics:
             topic.stopped()
         # an app may be started again, in another loop: tests do
@@ -399,8 +401,10 @@ class Hub:
         self.inlet.begin(channel)
         try:
             if not channel.subscribed:  # who comes while another's request is under way must not read history before it
-                await self.broker.subscribe(name)
+                await self._subscribe(name)
                 channel.subscribed = True
+            if self.cluster.peers is not None:
+                await self.comings.others.whole(channel)
             recovery = await self.inlet.recover(channel, since)
         except BaseException:
             self.inlet.done(channel)
@@ -425,6 +429,14 @@ class Hub:
                 channel.topic.occupancy(name, True)
         self.inlet.done(channel)
         return recovery
+
+    async def _subscribe(self, name: str) -> None:
+        try:
+            await self.broker.subscribe(name)
+        except BrokerUnavailable:
+            # the broker knows that it is wanted, and says so once it is; a past that is elsewhere can be had meanwhile
+            if self.past_of(name) is self.broker:
+                raise
 
     def visible(self, session: Session, publications: Iterable[Publication], name: str) -> list[Publication]:
         """Leave out what this session published itself with ``exclude_self``, now or before it reconnected, and what
