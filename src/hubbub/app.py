@@ -25,7 +25,7 @@ from hubbub import schema
 from hubbub.api import Api, publish_data
 from hubbub.asyncapi.routes import add_routes
 from hubbub.auth import Grants, issue_token
-from hubbub.brokers import broker_for
+from hubbub.brokers import broker_for, counters_for
 from hubbub.commands import Commands
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
 from hubbub.engines import Engine, engine_for
@@ -120,6 +120,9 @@ class Hubbub(Declares, Owner):
         self.topics: list[BoundTopic] = []
         self._dependencies = tuple(dependencies)
         self.hub = Hub(self.settings, broker or broker_for(self.settings, self.clock), self.clock)
+        counters = counters_for(self.settings)
+        if counters is not None:
+            self.hub.quotas.share(counters)
         Commands(self.hub)
         self.notifications = Notifications(self.hub)
         self.store = _store(self.settings, self.hub)
