@@ -7,18 +7,17 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.generator import Bench, Result, Settings
 from bench.reading import READER, pages, room_list
 from bench.servers import (
     CACHE,
@@ -31,38 +30,15 @@ from bench.servers import (
     Server,
     close_all,
     compile_c,
-    placed,
     raise_file_limit,
     running,
 )
 
-Result = dict[str, Any]
-"""One measurement: `value`, and what else the load generator said."""
-
-PORTS_PER_ADDRESS = 20_000
 FAULTS = ("lost", "extra", "disorder", "dropped_connections")
 DEFAULT_SERVERS = (
     "limit,bun,hubbub,hubbub-stored,hubbub-postgres,hubbub-full,hubbub-app,bun-json,bun-sqlite,wse,guide,"
     "fastapi,socketio"
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    seconds: float
-    warmup: float
-    repeat: int
-    idle: int
-    idle_seconds: float
-    idle_room: int
-    handshakes: int
-    window: int
-    wake: int
-    text_bytes: int
-    server_cpu: int
-    generator_cpu: int
-    nice: int
-    per_cpu: bool
 
 
 @dataclass(frozen=True)
@@ -81,93 +57,6 @@ class Case:
     show_cpu: bool = False
     digits: int = 0
     rooms: Callable[[Settings], int] = lambda settings: 64
-
-
-@dataclass
-class Bench:
-    settings: Settings
-    tokens: dict[tuple[str, int], Path] = field(default_factory=dict)
-
-    def token_file(self, server: Server, count: int) -> Path | None:
-        """One token per connection, made before the clock runs."""
-        if server.token is None:
-            return None
-        if (server.name, count) not in self.tokens:
-            path = CACHE / f"tokens-{server.name}-{count}"
-            path.write_text("".join(f"{server.token(f'u{i}')}\n" for i in range(count)))
-            self.tokens[server.name, count] = path
-        return self.tokens[server.name, count]
-
-    def spec(self, target: Running, dialogue: Dialogue, mode: str, connections: int, **options: object) -> str:
-        server = target.server
-        text_bytes = max(self.settings.text_bytes, server.text_bytes)
-        lines = [f"mode {mode}", f"path {dialogue.path}", f"port {target.port}", f"pid {target.pid}"]
-        lines += [f"header {header}" for header in server.headers]
-        lines += [f"{verb} {text}" for verb, text in dialogue.script]
-        lines += [f"publish {dialogue.publish}", f"deliver {dialogue.deliver}", f"connections {connections}"]
-        lines += [f"text_bytes {text_bytes}", f"sources {-(-connections // PORTS_PER_ADDRESS)}"]
-        if server.ping:
-            lines += [f"ping {server.ping[0]}", f"pong {server.ping[1]}"]
-        if tokens := self.token_file(server, connections):
-            lines += [f"tokens {tokens}"]
-        lines += [f"{key} {value}" for key, value in options.items()]
-        return "\n".join(lines) + "\n\n"
-
-    def start_generator(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(compile_c("load.c"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: placed(self.settings.generator_cpu, self.settings.nice),
-        )
-
-    def load(self, target: Running, dialogue: Dialogue, mode: str, connections: int, **options: object) -> Result:
-        generator = self.start_generator()
-        try:
-            spec = self.spec(target, dialogue, mode, connections, **options)
-            out, err = generator.communicate(spec, timeout=120)
-        except subprocess.TimeoutExpired:
-            raise Failed("the load generator did not finish within 120 s") from None
-        finally:
-            if generator.poll() is None:
-                generator.kill()
-                generator.wait()
-        if generator.returncode != 0:
-            raise Failed(err.strip() or f"the load generator ended with {generator.returncode}")
-        result: Result = json.loads(out)
-        return result
-
-    def closed_loop(
-        self, target: Running, dialogue: Dialogue, connections: int, publishers: int, room: int, **more: object
-    ) -> Result:
-        options = {"publishers": publishers, "room_size": room, "warmup": self.settings.warmup, **more}
-        options |= {"seconds": self.settings.seconds, "window": self.settings.window}
-        result = self.load(target, dialogue, "run", connections, **{"wake": self.settings.wake, **options})
-        return {"value": result["deliveries_per_s"], **result}
-
-    @contextmanager
-    def holding(self, target: Running, connections: int) -> Iterator[Result]:
-        """Keeps so many joined connections open for as long as the block lasts."""
-        settings, generator = self.settings, self.start_generator()
-        assert generator.stdin is not None
-        assert generator.stdout is not None
-        assert generator.stderr is not None
-        try:
-            options = {"room_size": settings.idle_room, "seconds": 600}
-            generator.stdin.write(self.spec(target, target.server.room, "hold", connections, **options))
-            generator.stdin.flush()
-            line = generator.stdout.readline()
-            if not line:
-                raise Failed(generator.stderr.read().strip())
-            held: Result = json.loads(line)
-            yield held
-            generator.stdin.close()
-            held.update(json.loads(generator.stdout.readline()))
-        finally:
-            generator.kill()
-            generator.wait()
 
 
 # ---- the cases ----

@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD = 1 << 20, CHUNK = 256 * 1024, EVENTS = 512, MAX_SCRIPT = 8, MAX_HEADERS = 8, MAX_SAMPLES = 4000000 };
+enum { HEAD = 1 << 20, CHUNK = 256 * 1024, EVENTS = 512, MAX_SCRIPT = 8, MAX_HEADERS = 8, MAX_SAMPLES = 4000000, MAX_PIDS = 8 };
 enum { TAG = 34 }; /* "~P00007S0000000123T0123456789abcdef" without its filler, see make_text */
 enum state { CONNECTING, UPGRADING, JOINING, OPEN, CLOSED };
 
@@ -46,7 +46,8 @@ static struct {
     struct action script[MAX_SCRIPT];
     int header_count, script_count;
     int port, connections, publishers, samples, room_size, room_base, window, concurrency, text_bytes, sources, wake;
-    int pid;
+    int other_port, outside_steps, missed; /* with two nodes: nodes.h */
+    int pids[MAX_PIDS], pid_count;
     double warmup, seconds, rate;
 } spec = {.deliver = "", .room_size = 1, .window = 1, .concurrency = 64, .text_bytes = 50, .sources = 1};
 
@@ -61,6 +62,7 @@ struct conn {
     uint8_t *stash;
     uint32_t sent, own; /* messages published, own messages that came back */
     uint32_t *next_seq; /* per publisher, for eager connections */
+    struct place *place; /* of a client that comes back: nodes.h */
 };
 
 static struct conn *conns;
@@ -69,7 +71,7 @@ static int *publisher_index;
 static int epoll_fd;
 static uint8_t *buffer; /* HEAD bytes for a stash, then CHUNK bytes for recv */
 static int opened, joined, closed, publishing;
-static uint64_t deliveries, bytes_in, published, disorder, pings_answered;
+static uint64_t deliveries, bytes_in, published, disorder, pings_answered, gaps;
 static uint32_t *samples;
 static size_t sample_count;
 static double last_progress;
@@ -100,11 +102,11 @@ static double own_cpu(void) {
     return (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) + (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
 }
 
-/* CPU seconds of the server's process, all threads (proc(5), fields 14 and 15 of stat). */
-static double server_cpu(void) {
+/* CPU seconds of a process, all threads (proc(5), fields 14 and 15 of stat). */
+static double cpu_of(int pid) {
     char name[64], text[1024];
-    snprintf(name, sizeof name, "/proc/%d/stat", spec.pid);
-    FILE *file = spec.pid ? fopen(name, "r") : NULL;
+    snprintf(name, sizeof name, "/proc/%d/stat", pid);
+    FILE *file = pid ? fopen(name, "r") : NULL;
     if (!file) return 0;
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
@@ -114,6 +116,9 @@ static double server_cpu(void) {
     if (!after_name || sscanf(after_name + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2) return 0;
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
+
+/* The server's; with several processes (nodes, the engine), of the first. */
+static double server_cpu(void) { return cpu_of(spec.pids[0]); }
 
 /* ---- the description of the run ---- */
 
@@ -147,7 +152,10 @@ static void read_spec(void) {
         else if (!strcmp(k, "text_bytes")) spec.text_bytes = atoi(value);
         else if (!strcmp(k, "sources")) spec.sources = atoi(value);
         else if (!strcmp(k, "wake")) spec.wake = atoi(value);
-        else if (!strcmp(k, "pid")) spec.pid = atoi(value);
+        else if (!strcmp(k, "pid") && spec.pid_count < MAX_PIDS) spec.pids[spec.pid_count++] = atoi(value);
+        else if (!strcmp(k, "other_port")) spec.other_port = atoi(value);
+        else if (!strcmp(k, "outside_steps")) spec.outside_steps = atoi(value);
+        else if (!strcmp(k, "missed")) spec.missed = atoi(value);
         else if (!strcmp(k, "warmup")) spec.warmup = atof(value);
         else if (!strcmp(k, "seconds")) spec.seconds = atof(value);
         else if (!strcmp(k, "rate")) spec.rate = atof(value);
@@ -157,13 +165,25 @@ static void read_spec(void) {
     if (spec.text_bytes < TAG || spec.text_bytes > 4096) die("text_bytes must be %d to 4096", TAG);
 }
 
+/* With two nodes, who publishes is a client of the other node beside the `connections`, who only hear. */
+static bool apart(void) { return spec.outside_steps > 0; }
+static int total(void) { return spec.connections + (apart() ? spec.publishers : 0); }
+static bool is_outside(int i) { return i >= spec.connections; }
+
+static int room_of(int i) {
+    int rooms = (spec.connections + spec.room_size - 1) / spec.room_size;
+    return spec.room_base + (is_outside(i) ? (i - spec.connections) % rooms : i / spec.room_size);
+}
+
+static size_t since(char *out, size_t size, int i); /* nodes.h */
+
 static void read_tokens(void) {
     if (!spec.tokens_file) return;
     FILE *file = fopen(spec.tokens_file, "r");
     if (!file) die("cannot read the tokens");
     static char line[8192];
-    tokens = calloc((size_t)spec.connections, sizeof *tokens);
-    for (int i = 0; i < spec.connections; i++) {
+    tokens = calloc((size_t)total(), sizeof *tokens);
+    for (int i = 0; i < total(); i++) {
         if (!fgets(line, sizeof line, file)) die("too few tokens");
         line[strcspn(line, "\n")] = 0;
         tokens[i] = strdup(line);
@@ -176,7 +196,8 @@ static size_t expand(char *out, size_t size, const char *template, int i, const 
     size_t n = 0;
     for (const char *p = template; *p && n + 1 < size;) {
         if (!strncmp(p, "$USER", 5)) n += (size_t)snprintf(out + n, size - n, "u%d", i), p += 5;
-        else if (!strncmp(p, "$ROOM", 5)) n += (size_t)snprintf(out + n, size - n, "r%d", spec.room_base + i / spec.room_size), p += 5;
+        else if (!strncmp(p, "$ROOM", 5)) n += (size_t)snprintf(out + n, size - n, "r%d", room_of(i)), p += 5;
+        else if (!strncmp(p, "$SINCE", 6)) n += since(out + n, size - n, i), p += 6;
         else if (!strncmp(p, "$TOKEN", 6)) n += (size_t)snprintf(out + n, size - n, "%s", tokens ? tokens[i] : ""), p += 6;
         else if (text && !strncmp(p, "$TEXT", 5)) n += (size_t)snprintf(out + n, size - n, "%s", text), p += 5;
         else out[n++] = *p++;
@@ -237,11 +258,12 @@ static void publish(struct conn *c, uint64_t stamp) {
 
 static void step(struct conn *c) {
     char message[8193];
-    for (; c->step < spec.script_count && spec.script[c->step].is_send; c->step++) {
+    int steps = is_outside((int)(c - conns)) ? spec.outside_steps : spec.script_count;
+    for (; c->step < steps && spec.script[c->step].is_send; c->step++) {
         size_t n = expand(message, sizeof message, spec.script[c->step].text, (int)(c - conns), NULL);
         send_frame(c, 1, message, n);
     }
-    if (c->step == spec.script_count) {
+    if (c->step == steps) {
         c->state = OPEN;
         joined++;
     }
@@ -280,10 +302,18 @@ static void look_into(struct conn *c, const uint8_t *payload, size_t n) {
         uint64_t microseconds = (read_at - read_hex(tag + 18)) / 1000;
         samples[sample_count++] = microseconds > UINT32_MAX ? UINT32_MAX : (uint32_t)microseconds;
     }
-    if (who == c->publisher) {
-        c->own++;
-        if (publishing && spec.rate <= 0) publish(c, now_ns());
+    struct conn *from = apart() ? &conns[publisher_index[who]] : who == c->publisher ? c : NULL;
+    if (from) {
+        from->own++;
+        if (publishing && spec.rate <= 0) publish(from, now_ns());
     }
+}
+
+static void took_place(struct conn *c, const uint8_t *payload, size_t n);   /* nodes.h */
+static void heard_again(struct conn *c, const uint8_t *payload, size_t n);
+
+static bool begins(const uint8_t *payload, size_t n, const char *text) {
+    return n >= strlen(text) && !memcmp(payload, text, strlen(text));
 }
 
 static void on_frame(struct conn *c, int opcode, const uint8_t *payload, size_t n) {
@@ -299,7 +329,12 @@ static void on_frame(struct conn *c, int opcode, const uint8_t *payload, size_t 
     }
     if (c->state == JOINING) {
         const char *expected = spec.script[c->step].text;
-        if (memmem(payload, n, expected, strlen(expected))) c->step++, step(c);
+        if (memmem(payload, n, expected, strlen(expected))) {
+            if (c->place) took_place(c, payload, n);
+            c->step++, step(c);
+        } else if (begins(payload, n, "{\"type\":\"error\"")) {
+            die("the server refused a client: %.*s", (int)(n < 300 ? n : 300), payload);
+        }
         return;
     }
     static size_t prefix;
@@ -309,7 +344,11 @@ static void on_frame(struct conn *c, int opcode, const uint8_t *payload, size_t 
         pings_answered++;
     } else if (n >= prefix && !memcmp(payload, spec.deliver, prefix)) {
         deliveries++;
-        if (c->eager) look_into(c, payload, n);
+        if (c->place) heard_again(c, payload, n);
+        else if (c->eager) look_into(c, payload, n);
+    } else if (n && payload[0] == '{') {
+        if (begins(payload, n, "{\"type\":\"gap\"")) gaps++;
+        if (begins(payload, n, "{\"type\":\"error\"")) die("the server refused a message: %.*s", (int)(n < 300 ? n : 300), payload);
     }
 }
 
@@ -387,6 +426,9 @@ static void read_all(struct conn *c) {
     while (c->state != CLOSED && c->state != CONNECTING && read_once(c)) {}
 }
 
+static bool returned; /* all are clients of the other node now: nodes.h */
+static int port_of(int i) { return returned || is_outside(i) ? spec.other_port : spec.port; }
+
 static void on_connected(struct conn *c) {
     char path[8192], request[16384], header[8192];
     int error = 0;
@@ -398,7 +440,7 @@ static void on_connected(struct conn *c) {
     size_t n = (size_t)snprintf(request, sizeof request,
                                 "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n",
-                                path, spec.port);
+                                path, port_of(i));
     for (int h = 0; h < spec.header_count; h++) {
         expand(header, sizeof header, spec.headers[h], i, NULL);
         n += (size_t)snprintf(request + n, sizeof request - n, "%s\r\n", header);
@@ -410,7 +452,8 @@ static void on_connected(struct conn *c) {
 }
 
 static void open_connection(void) {
-    struct conn *c = &conns[opened];
+    int i = opened;
+    struct conn *c = &conns[i];
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (c->fd < 0) die("no more sockets after %d: %s", opened, strerror(errno));
     int one = 1;
@@ -420,7 +463,7 @@ static void open_connection(void) {
         setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
         if (bind(c->fd, (struct sockaddr *)&from, sizeof from)) die("binding a loopback address: %s", strerror(errno));
     }
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)spec.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port_of(i)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     if (connect(c->fd, (struct sockaddr *)&to, sizeof to) && errno != EINPROGRESS) die("connecting: %s", strerror(errno));
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event);
@@ -458,11 +501,11 @@ static void sweep(void) {
 static double connect_all(void) {
     double start = now(), progress = start;
     int before = 0;
-    while (joined < spec.connections) {
-        while (opened < spec.connections && opened - joined < spec.concurrency) open_connection();
+    while (joined < total()) {
+        while (opened < total() && opened - joined < spec.concurrency) open_connection();
         turn(100);
         if (joined != before) before = joined, progress = now();
-        else if (now() - progress > 10) die("joining stalled at %d of %d", joined, spec.connections);
+        else if (now() - progress > 10) die("joining stalled at %d of %d", joined, total());
     }
     double took = now() - start;
     for (int i = 0; i < opened; i++) { /* EPOLLOUT was for connecting only */
@@ -477,7 +520,7 @@ static double connect_all(void) {
 static void choose_roles(void) {
     publisher_index = calloc((size_t)spec.publishers + 1, sizeof *publisher_index);
     for (int k = 0; k < spec.publishers; k++) {
-        int i = (int)(((int64_t)2 * k + 1) * spec.connections / (2 * spec.publishers));
+        int i = apart() ? spec.connections + k : (int)(((int64_t)2 * k + 1) * spec.connections / (2 * spec.publishers));
         conns[i].publisher = k;
         conns[i].eager = true;
         publisher_index[k] = i;
@@ -486,8 +529,9 @@ static void choose_roles(void) {
         struct conn *c = &conns[(int64_t)k * spec.connections / spec.samples];
         c->eager = c->sampled = true;
     }
+    for (int i = 0; apart() && i < spec.connections; i += spec.room_size) conns[i].eager = conns[i].sampled = true;
     for (int i = 0; i < spec.connections; i++)
-        if (conns[i].eager && spec.room_size > 1) conns[i].next_seq = calloc((size_t)spec.publishers, sizeof(uint32_t));
+        if (conns[i].eager && (spec.room_size > 1 || apart())) conns[i].next_seq = calloc((size_t)spec.publishers, sizeof(uint32_t));
 }
 
 /* Mere receivers wake this process not at each frame but once per five of the server's writes (as seen in the first
@@ -497,7 +541,7 @@ static void choose_wake_ups(void) {
     if (!deliveries || !receiver_reads) return;
     uint64_t each = bytes_in / deliveries, writes = 5 * receiver_bytes / receiver_reads, most = 36 * each;
     int bytes = (int)(spec.wake ? each * (uint64_t)spec.wake : writes < most ? writes : most);
-    for (int i = 0; i < spec.connections && spec.wake != 1; i++)
+    for (int i = 0; i < total() && spec.wake != 1; i++)
         if (!conns[i].eager) setsockopt(conns[i].fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes);
 }
 
@@ -559,7 +603,8 @@ static void run(void) {
     run_until(now() + spec.warmup / 2, &due, gap, &count);
 
     sweep();
-    double start = now(), cpu = own_cpu(), server = server_cpu();
+    double start = now(), cpu = own_cpu(), server = server_cpu(), cpus[MAX_PIDS];
+    for (int i = 0; i < spec.pid_count; i++) cpus[i] = cpu_of(spec.pids[i]);
     uint64_t first = deliveries, first_bytes = bytes_in, first_published = published;
     sample_count = 0;
     run_until(start + spec.seconds, &due, gap, &count);
@@ -567,6 +612,7 @@ static void run(void) {
     double took = now() - start;
     cpu = own_cpu() - cpu;
     server = server_cpu() - server;
+    for (int i = 0; i < spec.pid_count; i++) cpus[i] = cpu_of(spec.pids[i]) - cpus[i];
     uint64_t counted = deliveries - first, bytes = bytes_in - first_bytes, sent = published - first_published;
 
     publishing = 0;
@@ -583,11 +629,13 @@ static void run(void) {
     printf("{\"deliveries_per_s\": %.1f, \"messages_per_s\": %.1f, \"bytes_per_delivery\": %.1f, \"seconds\": %.3f, "
            "\"generator_cpu\": %.1f, \"server_cpu\": %.1f, \"published\": %llu, \"delivered\": %llu, \"lost\": %lld, "
            "\"extra\": %lld, \"disorder\": %llu, \"dropped_connections\": %d, \"samples\": %zu, \"p50_ms\": %.3f, "
-           "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f}\n",
+           "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, \"gaps\": %llu, \"cpus\": [",
            (double)counted / took, (double)sent / took, counted ? (double)bytes / (double)counted : 0, took,
            100 * cpu / took, 100 * server / took, (unsigned long long)published, (unsigned long long)deliveries,
            deliveries < expected ? (long long)(expected - deliveries) : 0, deliveries > expected ? (long long)(deliveries - expected) : 0,
-           (unsigned long long)disorder, closed, sample_count, percentile(0.5), percentile(0.99), percentile(0.999), percentile(1));
+           (unsigned long long)disorder, closed, sample_count, percentile(0.5), percentile(0.99), percentile(0.999), percentile(1), (unsigned long long)gaps);
+    for (int i = 0; i < spec.pid_count; i++) printf("%s%.1f", i ? ", " : "", 100 * cpus[i] / took);
+    printf("]}\n");
 }
 
 static void handshakes(void) {
@@ -610,6 +658,8 @@ static void hold(void) {
     printf("{\"dropped_connections\": %d, \"pings_answered\": %llu}\n", closed, (unsigned long long)pings_answered);
 }
 
+#include "nodes.h"
+
 /* Resets instead of leaving thousands of ports in TIME_WAIT. */
 static void reset_all(void) {
     struct linger at_once = {1, 0};
@@ -629,13 +679,15 @@ int main(void) {
     setvbuf(stdin, NULL, _IONBF, 0); /* what follows the description stays for poll in hold() */
     read_spec();
     read_tokens();
-    conns = calloc((size_t)spec.connections, sizeof *conns);
+    conns = calloc((size_t)total(), sizeof *conns);
     buffer = malloc(HEAD + CHUNK);
     epoll_fd = epoll_create1(0);
-    for (int i = 0; i < spec.connections; i++) conns[i].publisher = -1;
+    for (int i = 0; i < total(); i++) conns[i].publisher = -1;
     if (!strcmp(spec.mode, "run")) run();
     else if (!strcmp(spec.mode, "handshakes")) handshakes();
     else if (!strcmp(spec.mode, "hold")) hold();
+    else if (!strcmp(spec.mode, "watch")) watch();
+    else if (!strcmp(spec.mode, "return")) come_back();
     else die("unknown mode %s", spec.mode);
     fflush(stdout);
     reset_all();

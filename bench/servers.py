@@ -28,6 +28,7 @@ import jwt
 from bench.reading import fill
 
 if TYPE_CHECKING:
+    from bench.engine import Engine
     from tests.databases import PostgresServer
 
 HERE = Path(__file__).resolve().parent
@@ -111,7 +112,8 @@ class Running:
 def compile_c(source: str) -> Path:
     """Compiles a C file of this directory with `cc`, or with zig's compiler from PyPI, unless that is done already."""
     origin, binary = HERE / source, CACHE / source.removesuffix(".c")
-    if binary.exists() and binary.stat().st_mtime >= origin.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in (origin, *HERE.glob("*.h")))
+    if binary.exists() and binary.stat().st_mtime >= newest:
         return binary
     compiler = ["cc"] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
     CACHE.mkdir(exist_ok=True)
@@ -259,7 +261,7 @@ HUBBUB_CHANNEL = replace(
         path="/ws",
         script=(
             ("expect", '"auth_success"'),
-            ("send", '{"type":"subscribe","channel":"$ROOM"}'),
+            ("send", '{"type":"subscribe","channel":"$ROOM"$SINCE}'),
             ("expect", '"subscribed"'),
         ),
         publish='{"type":"publish","channel":"$ROOM","data":"$TEXT"}',
@@ -325,6 +327,33 @@ HUBBUB_POSTGRES = replace(
     env=_postgres_env,
     prepare=prepare_postgres,
     only=STORED,
+)
+
+
+def prepare_engine() -> None:
+    """Starts a Valkey for as long as this process lives, on the load generator's core."""
+    from bench.engine import engine
+
+    prepare_hubbub()
+    if not _engines:
+        _engines.append(_kept.enter_context(engine(min(os.sched_getaffinity(0)))))
+
+
+_engines: list[Engine] = []
+
+
+def _engine_env(rooms: int, scratch: Path) -> dict[str, str]:
+    """A fresh engine for each measurement: that is, names of its own."""
+    url, prefix = _engines[0].url, secrets.token_hex(4)
+    return _hubbub_env(rooms, scratch) | {"HUBBUB_VALKEY_URL": url, "HUBBUB_VALKEY_PREFIX": prefix}
+
+
+HUBBUB_VALKEY = replace(
+    HUBBUB,
+    name="hubbub-valkey",
+    title="**hubbub** (live rooms, Valkey)",
+    env=_engine_env,
+    prepare=prepare_engine,
 )
 
 
@@ -491,6 +520,7 @@ SERVERS = {
         HUBBUB,
         HUBBUB_STORED,
         HUBBUB_POSTGRES,
+        HUBBUB_VALKEY,
         HUBBUB_FULL,
         HUBBUB_CHANNEL,
         HUBBUB_APP,
@@ -515,13 +545,14 @@ def raise_file_limit() -> int:
     return hard
 
 
-def placed(cpu: int, nice: int) -> None:
-    """Puts this process, and what it starts, on one core. Runs in the child before it becomes the server.
+def placed(cpu: int | None, nice: int) -> None:
+    """Puts this process, and what it starts, on one core (None: on any). Runs in the child before it becomes the server.
 
     A priority needs a session of its own: where the kernel groups processes by session (sched_autogroup, sched(7)),
     `nice` alone counts only inside the group.
     """
-    os.sched_setaffinity(0, {cpu})
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
     if nice:
         os.setsid()
         os.nice(nice)
@@ -562,8 +593,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running(server: Server, cpu: int, rooms: int, nice: int = 0) -> Iterator[Running]:
-    """Runs a server, all of its threads on one core, until the block is left."""
+def running(server: Server, cpu: int | None, rooms: int, nice: int = 0) -> Iterator[Running]:
+    """Runs a server, all of its threads on one core (None: on any), until the block is left."""
     port = _free_port()
     log = CACHE / "logs" / f"{server.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
