@@ -4,7 +4,7 @@ Server calls carry ``Authorization: Bearer`` with an API key (HUBBUB_API_KEYS) o
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import msgspec
@@ -23,6 +23,7 @@ from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
 from hubbub.hub import Hub
 from hubbub.messages import JSON, NotificationType, Position, plain_data
+from hubbub.metrics import EngineStats
 from hubbub.rest.commands import add_commands
 from hubbub.rest.files import add_files
 from hubbub.rest.people import add_people
@@ -59,6 +60,14 @@ class BroadcastIn(Model):
     message: str = Field(max_length=10_000)
     notification_type: NotificationType = "info"
     exclude_users: UserIds = Field(default_factory=list)
+
+
+Complete: TypeAlias = Annotated[
+    bool,
+    Field(
+        description="False: not every node has answered (the engine is away, or a node is slow), so there may be more."
+    ),
+]
 
 
 class Sent(BaseModel):
@@ -142,6 +151,13 @@ class HealthOut(BaseModel):
     uptime: float
     version: str
     store: Literal["ok", "unavailable"] = Field(description="Whether the database takes what is written.")
+    engine: Literal["ok", "unavailable"] | None = Field(
+        default=None,
+        description="Whether the engine answers and this node hears what is published there; absent without an engine.",
+    )
+    nodes: int = Field(description="Nodes that live, with this one.")
+    total_connections: int = Field(description="On all nodes, as each said within the last seconds.")
+    total_users: int = Field(description="Users signed in, counted once per node that they are on.")
 
 
 class _Collector:
@@ -258,30 +274,40 @@ class Api:
 
         @route.post("/api/sessions/disconnect", tags=["sessions"], dependencies=server, responses=SERVER_ERRORS)
         async def disconnect(body: DisconnectIn) -> Disconnected:
-            """Close all sessions of a user (and refuse the tokens that they have), or those of one token."""
-            if body.token_id is not None:
-                return Disconnected(disconnected=hub.entrance.revoke(token_id=body.token_id))
-            assert body.user_id is not None
-            if body.revoke:
-                return Disconnected(disconnected=hub.entrance.revoke(user_id=body.user_id))
-            return Disconnected(disconnected=hub.disconnect(body.user_id, CloseCode.NORMAL, body.reason))
+            """Close all sessions of a user (and refuse the tokens that they have), or those of one token, on all nodes.
+
+            A revocation holds on every node within two seconds, and on those that start later. Where `complete` is false
+            because the engine is away, it holds on this node, and on the others as soon as the engine is back.
+            """
+            everywhere = hub.cluster.everywhere
+            if body.revoke or body.token_id is not None:
+                reached = await everywhere.revoke(user_id=body.user_id, token_id=body.token_id)
+            else:
+                assert body.user_id is not None
+                reached = await everywhere.disconnect(body.user_id, CloseCode.NORMAL, body.reason)
+            return Disconnected(disconnected=reached.sessions, complete=reached.complete)
 
     # -- health and metrics
 
     def _add_health_routes(self) -> None:
         route, hub = self.router, self.hub
 
-        @route.get("/health", tags=["health"])
+        @route.get("/health", tags=["health"], response_model_exclude_none=True)
         async def health() -> HealthOut:
             """The guide's health check."""
             from hubbub import __version__
 
+            totals = hub.cluster.totals()
             return HealthOut(
                 status="draining" if hub.draining else "healthy",
                 active_connections=len(hub.sessions),
                 uptime=round(hub.clock.monotonic() - hub.metrics.started, 3),
                 version=__version__,
                 store="ok" if self.chat.store.healthy else "unavailable",
+                engine=self._engine,
+                nodes=totals.nodes,
+                total_connections=totals.sessions,
+                total_users=totals.users,
             )
 
         @route.get("/health/live", tags=["health"])
@@ -289,12 +315,16 @@ class Api:
             """200 while the loop turns."""
             return {"status": "live"}
 
-        @route.get("/health/ready", tags=["health"], responses={503: {"description": "draining: send nobody here"}})
+        @route.get("/health/ready", tags=["health"], responses={503: {"description": "send nobody here"}})
         async def ready(response: Response) -> dict[str, str]:
-            """503 once the server drains."""
+            """503 with a `reason` once the server drains, and while its engine is away (HUBBUB_READY_WITHOUT_ENGINE)."""
             if hub.draining:
                 response.status_code = 503
                 return {"status": "draining"}
+            if self._engine == "unavailable" and not hub.settings.ready_without_engine:
+                response.status_code = 503
+                reason = "the engine does not answer, or this node does not hear what is published there"
+                return {"status": "unavailable", "reason": reason}
             return {"status": "ready"}
 
         if hub.settings.metrics != "off":
@@ -304,6 +334,13 @@ class Api:
                 """Prometheus metrics. Who may read them is HUBBUB_METRICS (default: loopback)."""
                 await self._may_measure(request, credentials)
                 return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @property
+    def _engine(self) -> Literal["ok", "unavailable"] | None:
+        broker = self.hub.broker
+        if broker.peers is None:
+            return None
+        return "ok" if broker.healthy else "unavailable"
 
     async def _may_measure(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> None:
         mode = self.hub.settings.metrics
@@ -327,8 +364,16 @@ class Api:
                 store=hub.metrics.store.families(self.chat.store.waiting, self.chat.store.healthy),
                 history_bytes=getattr(hub.broker, "bytes", 0),
                 below=self.below(),
+                engine=self._engine_families(),
             )
         )
+
+    def _engine_families(self) -> Iterator[Metric]:
+        hub = self.hub
+        if hub.broker.peers is not None:
+            stats = getattr(hub.broker, "stats", None) or EngineStats()  # another broker need not count
+            nodes = len(hub.cluster.others) + 1
+            yield from stats.families(hub.broker.healthy, hub.cluster.node, nodes, hub.cluster.counts, hub.quotas.counts)
 
     # -- development
 

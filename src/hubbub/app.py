@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -572,7 +573,7 @@ _PAGE_HEADERS = {
 async def _client_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ClientError)
     status = HTTP_STATUS.get(error.code, 400)  # an app has codes of its own
-    headers = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after else {}
+    headers = {"retry-after": str(math.ceil(error.retry_after))} if error.retry_after else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": {"code": str(error.code), "message": error.message}}, status, headers)

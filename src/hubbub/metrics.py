@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -85,15 +85,14 @@ class EngineStats:
     :ivar checked: subscriptions that were compared with history after a break.
     :ivar waiting: publications that wait for the engine now, of ``waiting_bytes`` bytes.
     :ivar subscriptions: channels that this node is subscribed to at the engine now.
-    :ivar told: messages to other nodes; ``heard`` those from them.
     :ivar present: changes of presence said to the engine; ``noticed`` those heard from it.
     :ivar seconds: from a publication's being handed in to the engine's answer.
     :ivar probes: from a probe's being sent to its being heard, in seconds; ``probe`` is the last one.
     """
 
     __slots__ = (
-        "away", "batches", "breaks", "checked", "connects", "fences", "full", "heard", "local", "noticed", "present",
-        "probe", "probes", "published", "received", "relayed", "repeated", "seconds", "subscriptions", "told",
+        "away", "batches", "breaks", "checked", "connects", "fences", "full", "local", "noticed", "present",
+        "probe", "probes", "published", "received", "relayed", "repeated", "seconds", "subscriptions",
         "waiting", "waiting_bytes",
     )  # fmt: skip
 
@@ -102,10 +101,52 @@ class EngineStats:
         self.published = self.batches = self.received = self.relayed = self.repeated = 0
         self.away = self.full = self.local = self.checked = 0
         self.waiting = self.waiting_bytes = self.subscriptions = 0
-        self.told = self.heard = self.present = self.noticed = 0
+        self.present = self.noticed = 0
         self.seconds = Histogram(LATENCIES)
         self.probes = Histogram(LATENCIES)
         self.probe = 0.0
+
+    def families(
+        self, up: bool, node: str, nodes: int, messages: Mapping[str, int], limits: Mapping[str, int]
+    ) -> Iterator[Metric]:
+        """The Prometheus families.
+
+        :param nodes: how many live, with this one.
+        :param messages: those to and from other nodes, by what became of them.
+        :param limits: what happened to limits that are shared.
+        """
+        info = GaugeMetricFamily("hubbub_node_info", "1, with this node's id as the label", labels=("node",))
+        info.add_metric((node,), 1)
+        yield info
+        yield _gauge("hubbub_nodes", "Nodes that live, with this one", nodes)
+        yield _gauge("hubbub_engine_up", "0 while the engine does not answer, or this node does not hear it", int(up))
+        yield _counter(
+            "hubbub_engine_connections", "Connections to the engine, by what became of them", "status",
+            {"connected": self.connects, "lost": self.breaks},
+        )  # fmt: skip
+        yield _total("hubbub_engine_fences", "Times that the engine was another than before", self.fences)
+        yield _counter(
+            "hubbub_engine_publications", "Publications to and from the engine, by what became of them", "what",
+            {
+                "published": self.published, "relayed": self.relayed, "received": self.received,
+                "repeated": self.repeated, "local": self.local, "away": self.away, "full": self.full,
+            },
+        )  # fmt: skip
+        yield _total("hubbub_engine_batches", "Calls of the engine that published", self.batches)
+        yield self.seconds.family("hubbub_engine_publish_seconds", "From a publication to the engine's answer")
+        yield _gauge("hubbub_engine_waiting", "Publications that wait for the engine", self.waiting)
+        yield _gauge("hubbub_engine_waiting_bytes", "Bytes of them", self.waiting_bytes)
+        yield _gauge("hubbub_engine_subscriptions", "Channels subscribed to at the engine", self.subscriptions)
+        yield _total("hubbub_engine_checked", "Subscriptions compared with history after a break", self.checked)
+        yield self.probes.family("hubbub_engine_probe_seconds", "From a probe to its being heard again")
+        yield _counter(
+            "hubbub_node_messages", "Messages to and from other nodes, by what became of them", "what", messages
+        )
+        yield _counter(
+            "hubbub_presence_changes", "Changes of who is where, said to other nodes and heard from them", "what",
+            {"said": self.present, "heard": self.noticed},
+        )  # fmt: skip
+        yield _counter("hubbub_shared_limits", "What happened to limits that all nodes share", "what", limits)
 
 
 class Metrics:
@@ -163,6 +204,7 @@ class Metrics:
         history_bytes: int,
         store: Iterator[Metric],
         below: Mapping[str, int],
+        engine: Iterable[Metric] = (),
     ) -> Iterator[Metric]:
         """The Prometheus families; the arguments are what others count."""
         closed = sum(self.by_close.values())
@@ -203,6 +245,7 @@ class Metrics:
         yield self.handlers.family("hubbub_handler_seconds", "Handling of a message (one of 64 is timed)")
         yield self.runs.family("hubbub_run_seconds", "Handlers that wait, or are an app's: to their end (one of 64)")
         yield from store
+        yield from engine
         yield _gauge("hubbub_runs", "Handlers at work now", running)
         yield _gauge("hubbub_loop_lag_seconds", "By how much the last sweep was late", self.lag)
         yield self.lag_histogram.family("hubbub_loop_lag_distribution_seconds", "By how much sweeps were late")

@@ -182,6 +182,10 @@ class Settings(BaseSettings):
         default=True,
         description="Whether the limits per user and per API key hold over all nodes together (with an engine).",
     )
+    ready_without_engine: bool = Field(
+        default=False,
+        description="Whether `/health/ready` stays 200 while the engine does not answer, or this node does not hear it.",
+    )
 
     # -- the store
     database_url: str = Field(

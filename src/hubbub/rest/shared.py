@@ -1,5 +1,6 @@
 """What all routes share: bounded bodies, errors as they are documented, who is calling."""
 
+import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeAlias
 
@@ -16,7 +17,7 @@ from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat.access import Caller
 from hubbub.features.chat.chat import SERVER
 from hubbub.hub import Hub
-from hubbub.limits import KeyedRate, Rate
+from hubbub.limits import KeyedRate, Rate, Share
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
@@ -104,13 +105,13 @@ def _check_json(body: bytes) -> None:
 
 
 class Callers:
-    """Knows who is behind a request."""
+    """Knows who is behind a request, and lets nobody ask too often: users by their rate, API keys by theirs."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         settings = hub.settings
-        rate = Rate.per_second(settings.user_rate_limit, settings.user_rate_burst)
-        self._rate: KeyedRate[str] | None = KeyedRate(rate) if rate is not None else None
+        self._rate = _keyed(settings.user_rate_limit, settings.user_rate_burst)
+        self._key_rate = _keyed(settings.api_rate_limit, settings.api_rate_burst)
 
     def identity(self, credentials: HTTPAuthorizationCredentials | None) -> Identity | None:
         """The user behind a token; None for an API key.
@@ -126,6 +127,9 @@ class Callers:
     def identity_of(self, secret: str) -> Identity | None:
         """The same of the token or key itself."""
         if api_key_matches(secret, self._hub.settings.api_keys):
+            if self._key_rate is not None:
+                name = _digest(secret)  # the engine must not know the key
+                self._pay(self._key_rate, self._hub.quotas.keys, name, "of this API key")
             return None
         return self._hub.entrance.verifier.verify(secret, self._hub.clock.time())
 
@@ -148,14 +152,29 @@ class Callers:
             return speaking_for(as_user)
         if as_user is not None:
             raise ClientError(ErrorCode.FORBIDDEN, "only an API key speaks for others: leave `as_user` out")
-        self._pay(identity.user_id)
+        if self._rate is not None:
+            self._pay(self._rate, self._hub.quotas.requests, identity.user_id, "of this user")
         return caller_of(identity)
 
-    def _pay(self, user_id: str) -> None:
-        wait = self._rate.take(user_id, self._hub.clock.monotonic()) if self._rate is not None else 0.0
+    def _pay(self, rate: KeyedRate[str], share: Share | None, key: str, whose: str) -> None:
+        now = self._hub.clock.monotonic()
+        wait = rate.take(key, now)
+        if not wait and share is not None:
+            wait = share.take(key, now)
         if wait:
             self._hub.metrics.refused(ErrorCode.RATE_LIMITED)
-            raise ClientError(ErrorCode.RATE_LIMITED, "too many requests of this user", retry_after=wait)
+            raise ClientError(ErrorCode.RATE_LIMITED, f"too many requests {whose}", retry_after=wait)
+
+
+def _keyed(rate: float, burst: int) -> KeyedRate[str] | None:
+    limit = Rate.per_second(rate, burst)
+    return None if limit is None else KeyedRate(limit)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.blake2b(
+        secret.encode("utf-8", "surrogatepass"), digest_size=12, person=b"hubbub-api-key"
+    ).hexdigest()
 
 
 def caller_of(identity: Identity | None) -> Caller:
