@@ -47,7 +47,6 @@ class MemoryEngineBroker:
 
     :ivar engine: which.
     :ivar peers: the other nodes.
-    :ivar node: this node's id, new at every start.
     :ivar connected: False before its start, after its end, and while it is cut off.
     :ivar killed: it has been ended without a word.
     :ivar wanted: the channels that this node is subscribed to.
@@ -59,7 +58,6 @@ class MemoryEngineBroker:
         self.engine = engine
         self.settings = settings
         self.peers = MemoryEnginePeers(self)
-        self.node = secrets.token_urlsafe(9)
         self.connected = self.killed = False
         self.wanted: set[str] = set()
         self.heard = 0
@@ -70,12 +68,17 @@ class MemoryEngineBroker:
         self._was_started = False
         self._waiting: list[_Waiting] = []
 
+    @property
+    def node(self) -> str:
+        """This node's id, new at every start."""
+        return self.peers.node
+
     # -- the Broker
 
     async def start(self, inlet: Inlet) -> None:
         """As :class:`~hubbub.ports.Broker` has it."""
         if self._was_started:
-            self.node = secrets.token_urlsafe(9)
+            self.peers.node = _new_id()
         self._inlet, self._loop, self._was_started = inlet, asyncio.get_running_loop(), True
         self.connected, self.killed = True, False
         self.engine.started(self)
@@ -271,20 +274,17 @@ class MemoryEngineBroker:
 class MemoryEnginePeers:
     """The other nodes over a :class:`MemoryEngine`, as :class:`~hubbub.ports.Peers` has it.
 
+    :ivar node: this node's id.
     :ivar ear: who is told.
     :ivar asked: channels for which it was asked who is there.
     """
 
     def __init__(self, broker: MemoryEngineBroker) -> None:
+        self.node = _new_id()
         self.ear: Ear | None = None
         self.asked: dict[str, _Asked] = {}
         self._broker = broker
         self._engine = broker.engine
-
-    @property
-    def node(self) -> str:
-        """This node's id."""
-        return self._broker.node
 
     def listen(self, ear: Ear) -> None:
         """As :class:`~hubbub.ports.Peers` has it."""
@@ -355,6 +355,10 @@ class MemoryEnginePeers:
         self._engine.declare(self.node)
         if self.ear is not None:
             self.ear.declare()
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(9)
 
 
 def _answer(answer: asyncio.Future[None] | None, error: Exception | None) -> None:

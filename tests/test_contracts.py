@@ -1,0 +1,63 @@
+"""The brokers that come with Hubbub keep what the ports promise: one suite for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hubbub.brokers.memory import MemoryBroker
+from hubbub.ports import Broker
+from hubbub.testing import HandClock, MemoryEngine
+from hubbub.testing.contracts import BrokerContract, PeersContract, Place
+from tests.support import settings_for
+
+pytestmark = pytest.mark.anyio
+
+
+class MemoryPlace(Place):
+    hears_all = True
+
+    def __init__(self) -> None:
+        self.clock: HandClock = HandClock()
+
+    def broker(self, **settings: Any) -> Broker:
+        return MemoryBroker(settings_for(**settings), self.clock)
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class TestMemoryBroker(BrokerContract):
+    nodes = 1
+
+    @pytest.fixture
+    def place(self) -> Place:
+        return MemoryPlace()
+
+
+class EnginePlace(Place):
+    def __init__(self) -> None:
+        self.clock: HandClock = HandClock()
+        self.engine = MemoryEngine(self.clock)
+
+    def broker(self, **settings: Any) -> Broker:
+        return self.engine.broker(settings_for(**settings))
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    async def kill(self, broker: Broker) -> None:
+        self.engine.kill(broker)
+
+
+class TestMemoryEngine(BrokerContract):
+    @pytest.fixture
+    def place(self) -> Place:
+        return EnginePlace()
+
+
+class TestMemoryEnginePeers(PeersContract):
+    @pytest.fixture
+    def place(self) -> Place:
+        return EnginePlace()
