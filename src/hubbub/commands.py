@@ -6,8 +6,8 @@ coroutine where it may have to wait (see :meth:`Runs.step`: with the memory brok
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -15,11 +15,12 @@ import msgspec
 
 from hubbub import messages
 from hubbub.comings import present
-from hubbub.errors import ClientError, ErrorCode
+from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode
 from hubbub.hub import PERSONAL, Hub
 from hubbub.messages import CHANNEL_NAME
 from hubbub.ports import Topic
-from hubbub.session import Session
+from hubbub.presence import Roster
+from hubbub.session import Session, State
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication
 
@@ -29,6 +30,7 @@ class Commands:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self._submit: Callable[..., None] | None = getattr(hub.broker, "submit", None)
         hub.route(messages.Auth, self.auth, anonymous=True)
         hub.route(messages.Ping, self.ping)
         hub.route(messages.Heartbeat, self.heartbeat)
@@ -79,10 +81,49 @@ class Commands:
     def publish(self, session: Session, message: messages.Publish) -> Coroutine[Any, Any, None] | None:
         topic = self.hub.topic_of(message.channel)
         if topic is None or not topic.edits:
-            return self._publish(session, message)
+            if self._submit is None:
+                return self._publish(session, message)
+            self._hand_in(session, message, self._submit)
+            return None
         message.data = msgspec.Raw(bytes(message.data))  # a copy: the message's buffer is not kept
         self.hub.runs.start(session, message, self._publish(session, message, topic))
         return None
+
+    def _hand_in(self, session: Session, message: messages.Publish, submit: Callable[..., None]) -> None:
+        """Over an engine, the session's next messages do not wait for the answer to this one."""
+        hub, name = self.hub, message.channel
+        options = hub.options_for(name)
+        self._may_publish(session, name, options)
+        user_id = session.user_id
+        publication = publication_of(
+            name,
+            messages.plain_data(message.data, is_json=session.link.lane.codec.is_json),
+            options,
+            key=message.key,
+            user=user_id,
+            origin=session.id if message.exclude_self else None,
+            at=hub.clock.time(),
+        )
+        once = once_key(message.idempotency_key, user_id)
+        submit(
+            name,
+            publication,
+            options,
+            partial(self._handed_in, session, message.ref),
+            once=once,
+            version=message.version,
+        )
+
+    def _handed_in(
+        self, session: Session, ref: str | None, position: messages.Position | None, error: Exception | None
+    ) -> None:
+        if session.state is not State.OPEN:
+            return
+        if error is not None or position is None:
+            self.hub.failed(session, None, error or BrokerUnavailable("no answer"), ref)
+            return
+        link = session.link
+        link.send(link.lane.codec.encode(messages.PublishAck(position.offset, position.epoch, ref=ref)))
 
     async def _publish(self, session: Session, message: messages.Publish, topic: Topic | None = None) -> None:
         hub, name = self.hub, message.channel

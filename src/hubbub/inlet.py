@@ -30,6 +30,8 @@ AT_ONCE: Final = 64
 FIRST_PAUSE: Final = 0.05
 """Seconds before history is asked again when the broker did not answer; twice as long after each time."""
 LONGEST_PAUSE: Final = 5.0
+EARLY_PAUSE: Final = 0.03
+"""Seconds for which what is missing before an early publication may still come, where several nodes tell of theirs."""
 PATIENCE: Final = 5
 """How often a history that lacks what it should have is asked before its readers are told of a gap."""
 PERSONAL: Final = "user:"
@@ -73,10 +75,36 @@ class OrderedInlet:
         self.deliver = hub.deliver  # itself: a method around it would cost as much as its check
         self.lines: dict[str, Personal] = {}
         self._events = hub.metrics.order
+        self._shared = False
         self._running = 0
         self._starting = False
         self._waiting: deque[tuple[Line, Order]] = deque()
         hub.leavers.append(self._left)
+
+    def start(self) -> None:
+        """The broker is there."""
+        self._shared = self.hub.broker.peers is not None
+
+    # -- users' own channels: with other nodes, this one has to ask for them
+
+    def came(self, user_id: str) -> None:
+        """A user's first session on this node has opened."""
+        if self._shared:
+            self.hub.spawn(self._hear(user_id))
+
+    async def _hear(self, user_id: str) -> None:
+        try:
+            await self.hub.broker.subscribe(PERSONAL + user_id)
+        except BrokerUnavailable:
+            return  # the broker knows that it is wanted
+        finally:
+            if not self.hub.sessions_of(user_id):  # gone meanwhile
+                self.gone(user_id)
+
+    def gone(self, user_id: str) -> None:
+        """A user's last session on this node is over."""
+        if self._shared and self.hub.loop is not None:
+            self.hub.spawn(self.hub.broker.unsubscribe(PERSONAL + user_id))
 
     # -- what the hub hands over
 
@@ -175,6 +203,8 @@ class OrderedInlet:
             line = self.lines[user_id] = Personal(PERSONAL + user_id)
         self.begin(line)
         try:
+            if self._shared:
+                await self.hub.broker.subscribe(line.name)  # or what comes between would be missed
             return await self.recover(line, since)
         finally:
             self.done(line)
@@ -214,6 +244,9 @@ class OrderedInlet:
         if answer.gap is not None:
             self._events["gap"] += 1
             self.hub.tell(line.name, gap_of(line.name, answer.gap))
+        if answer.renewed is not None:
+            self._events["renewed"] += 1
+            self.hub.tell(line.name, position_of(line.name, answer.renewed))
         if answer.filled:
             self._events["filled"] += answer.filled
         self._emit(line, answer.publications)
@@ -259,6 +292,10 @@ class OrderedInlet:
         pause, asked = FIRST_PAUSE, 0
         while order.wants and self._waited_for(line, order):
             was = order.here
+            if self._shared and not order.doubtful:
+                await asyncio.sleep(EARLY_PAUSE)
+                if order.doubtful or order.here != was or not order.wants:
+                    continue  # it came by itself, as it nearly always does
             try:
                 await self._ask(line, order)
             except Exception as error:
@@ -317,3 +354,13 @@ def gap_of(channel: str, position: Position) -> Publication:
     if not position.offset:
         return Publication(head + b"0}", key=GAP_KEY)
     return Publication(head, b"}", GAP_KEY, offset=position.offset)
+
+
+def position_of(channel: str, position: Position) -> Publication:
+    """A ``position`` message that goes the way of the channel's publications."""
+    text = b'{"type":"position","channel":%b,"epoch":%b,"offset":%d}' % (
+        JSON.encode(channel),
+        JSON.encode(position.epoch),
+        position.offset,
+    )
+    return Publication(text, key=GAP_KEY)

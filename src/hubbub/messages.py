@@ -194,6 +194,14 @@ class Gap(ServerMessage, tag="gap"):
     offset: int
 
 
+class PositionChanged(ServerMessage, tag="position"):
+    """Positions of a channel are of another epoch from here on, although nothing was missed: note this one."""
+
+    channel: str
+    epoch: str
+    offset: int
+
+
 class TokenExpiring(ServerMessage, tag="token_expiring"):
     in_: float = msgspec.field(name="in")
 

@@ -39,11 +39,14 @@ class Answer(NamedTuple):
     """What follows from what history said: first the gap (if any) is told, then the publications are delivered.
 
     :ivar filled: how many of the publications are history's.
+    :ivar renewed: before the publications, it is told that positions are of another epoch from this one on, although nothing
+        was missed.
     """
 
     publications: list[Publication]
     gap: Position | None = None
     filled: int = 0
+    renewed: Position | None = None
 
 
 class Order:
@@ -87,6 +90,11 @@ class Order:
     def behind(self) -> bool:
         """True while a publication is missing before one that came."""
         return bool(self.next) and self.top >= self.next
+
+    @property
+    def doubtful(self) -> bool:
+        """True while history is to be asked whatever comes; else what is missing may still come by itself."""
+        return self._doubtful
 
     @property
     def wants(self) -> bool:
@@ -168,8 +176,15 @@ class Order:
         if question.doubts == self._doubts:
             self._holds = False
         if recovery.recovered:
+            renewed = None
+            if position.epoch != self.epoch:
+                self.epoch = position.epoch
+                renewed = Position(position.epoch, self.next - 1)
+                # what is held may be of before, and lost: history says what there is
+                self._doubtful = self._doubtful or bool(self._early)
+                self._forget()
             missing = [publication for publication in recovery.publications if publication.offset >= self.next]
-            return Answer(self._advance(missing), None, len(missing))
+            return Answer(self._advance(missing), None, len(missing), renewed)
         if position.epoch == self.epoch and position.offset >= since.offset:
             passed = self._advance(())
             if self.next > position.offset:
@@ -232,6 +247,9 @@ class Order:
             return None, nothing
         if not self.epoch:
             self.epoch = position.epoch
+        if position.epoch != self.epoch and related(position.epoch, self.epoch):
+            self._doubtful = True  # it may be the same past under another name: history says so, or that it is not
+            return None, nothing
         if position.epoch != self.epoch or position.offset < asked.offset:
             return recovery, self._jump(position, asked.offset)
         here = self.next - 1
@@ -265,3 +283,10 @@ class Order:
             if not self.next:
                 self._forget()
         return waited
+
+
+def related(one: str, other: str) -> bool:
+    """Whether two epochs are of the same life of a channel, ``<life>.<generation>``: then positions of one may mean
+    something in the other."""
+    life, dot, _ = one.rpartition(".")
+    return bool(dot) and other.startswith(life + ".")

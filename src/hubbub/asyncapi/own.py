@@ -131,6 +131,7 @@ SERVER: Final[Mapping[type[Struct], tuple[str, bool]]] = {
     tells.RoomAdded: ("The user has a room more, to every session of the user.", True),
     tells.RoomRemoved: ("The user has a room less, to every session of the user.", True),
     messages.Gap: ("Publications are gone for good: load the state again.", True),
+    messages.PositionChanged: ("A channel has a new epoch, and nothing was missed: note the position.", True),
     messages.TokenExpiring: ("The token ends in so many seconds: send a fresh `auth` before.", True),
     messages.Reconnect: ("The server is about to restart.", True),
     messages.ServerRequest: ("The app asks this client for something; it answers with `response`.", True),

@@ -376,6 +376,9 @@ export class Client extends EventTarget {
       case "gap":
         if (!this.#passGap(message)) return;
         break;
+      case "position":
+        this.#renew(message);
+        break;
     }
     this.#emit(message.type, message);
   }
@@ -464,6 +467,13 @@ export class Client extends EventTarget {
     if (offset <= entry.position.offset) return false;
     entry.position = { ...entry.position, offset };
     return true;
+  }
+
+  /** The same place under another epoch. */
+  #renew({ channel, epoch, offset }) {
+    const room = channel.startsWith("room:") ? this.#rooms.get(channel.slice(5)) : undefined;
+    const entry = room ?? this.#channels.get(channel);
+    if (entry) entry.position = { epoch, offset: Math.max(offset, entry.position?.offset ?? 0) };
   }
 
   #passGap({ channel, epoch, offset }) {

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
-
-from redis.asyncio.connection import parse_url
 
 from hubbub.errors import ConfigurationError
 
@@ -115,26 +113,44 @@ def _host(text: str, port: int) -> tuple[str, int]:
 
 
 def _server(url: str) -> Address:
-    options: dict[str, Any] = dict(parse_url(url))
+    parts = urlsplit(url)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise ValueError(f"there is no option {min(unknown)!r}, only {', '.join(sorted(_OPTIONS))}")
+    unix = parts.scheme == "unix"
+    if unix and not parts.path:
+        raise ValueError("the path of the socket is missing")
+    db = options.get("db") or ("0" if unix else parts.path.strip("/") or "0")
+    if not db.isdigit():
+        raise ValueError(f"{db!r} is no number of a database")
     return Address(
-        host=options.get("host") or "localhost",
-        port=options.get("port") or 6379,
-        path=options.get("path"),
-        username=options.get("username"),
-        password=options.get("password"),
-        db=int(options.get("db") or 0),
-        tls=_tls(options) if url.startswith("rediss") else None,
+        host=parts.hostname or "localhost",
+        port=parts.port or 6379,
+        path=unquote(parts.path) if unix else None,
+        username=unquote(parts.username) if parts.username else options.get("username"),
+        password=unquote(parts.password) if parts.password else options.get("password"),
+        db=int(db),
+        tls=_tls(options) if parts.scheme == "rediss" else None,
     )
 
 
-def _tls(options: dict[str, Any]) -> ssl.SSLContext:
+_OPTIONS: Final = frozenset(
+    {
+        *("db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
+        *("ssl_cert_reqs", "ssl_check_hostname"),
+    }
+)
+
+
+def _tls(options: dict[str, str]) -> ssl.SSLContext:
     """With the options that redis-py's URLs have: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs``."""
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if str(options.get("ssl_check_hostname", "true")).lower() in ("false", "0", "no"):
+    if options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no"):
         context.check_hostname = False
-    if str(options.get("ssl_cert_reqs", "required")).lower() == "none":
+    if options.get("ssl_cert_reqs", "required").lower() == "none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if options.get("ssl_certfile"):
+    if "ssl_certfile" in options:
         context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
     return context

@@ -333,17 +333,20 @@ class Shard:
         wire = self.reads
         if not self.up or wire is None:
             raise BrokerUnavailable("the engine is away")
+        # no asyncio.timeout: a handler's first steps are taken outside of any task
+        future: asyncio.Future[Any] = self._loop.create_future()
+        timer = self._loop.call_later(self._timeout, _settle_late, future)
+        wire.send(args, partial(_settle_reply, future))
         try:
-            async with asyncio.timeout(self._timeout):
-                return await wire.call(*args)
-        except TimeoutError:
-            raise BrokerUnavailable("the engine does not answer in time") from None
+            return await future
         except WireError as error:
             if error.code in GONE:
                 self.drop()
             if error.code == "NOSCRIPT":
                 raise
             raise BrokerUnavailable(f"the engine refuses: {error}") from None
+        finally:
+            timer.cancel()
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script, over the connection for reading.
@@ -390,6 +393,20 @@ def check_hopeless(shard: Shard) -> None:
     """:raises ConfigurationError: the engine is there, and what is set does not let us in."""
     if shard.hopeless is not None:
         raise ConfigurationError(f"HUBBUB_VALKEY_URL: the engine does not let us in: {shard.hopeless}")
+
+
+def _settle_reply(future: asyncio.Future[Any], reply: Any, error: WireError | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(reply)
+
+
+def _settle_late(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(BrokerUnavailable("the engine does not answer in time"))
 
 
 def _settle(done: asyncio.Future[None], reply: Any, error: WireError | None) -> None:

@@ -1,8 +1,7 @@
 """One connection to a Valkey or Redis server: RESP3, pipelined, with pushes; parsed by hiredis.
 
-A client library would hand each push to a task (about 20 µs); here a chunk of the stream is parsed at once and handed over
-in the same turn of the loop. What takes a library's care, the addresses and their options, comes from redis-py
-(:mod:`hubbub.brokers.valkey.topology`).
+redis-py hands each push to a task (about 20 µs, 43,000 a second at most); here a chunk of the stream is parsed at once and
+handed over in the same turn of the loop, and a batch of publications is packed by hiredis with one call.
 """
 
 from __future__ import annotations
