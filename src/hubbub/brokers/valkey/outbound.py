@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -79,7 +80,7 @@ class _Batch:
         self.number = number
         self.deadline = deadline
         self.groups = groups
-        self.keys: list[str] = []
+        self.keys: list[str | bytes] = []
         self.args: list[Any] = []
         self.error: WireError | None = None
         self.sent = 0.0
@@ -111,6 +112,7 @@ class Outbound:
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._history_bytes = history_bytes
+        self._names = lru_cache(maxsize=16_384)(self._names_of)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._under_way: deque[_Batch] = deque()
@@ -175,23 +177,23 @@ class Outbound:
 
     def _describe(self, batch: _Batch) -> None:
         """The keys and arguments of publish.lua, but for the first five."""
-        key = self._partition.key
         keys, args = batch.keys, batch.args
         base = f"{self._node[:8]}{batch.number:x}"  # a node's id is new at every start, so no epoch comes twice
         for group in batch.groups:
             first = group[0]
-            channel, options = first.channel, first.options
+            options = first.options
+            meta, history, fanout = self._names(first.channel)
             flags = ""
             more: list[Any] = []
             if options.history_size:
                 flags = "h"
-                keys += (key("m", channel), key("h", channel))
+                keys += (meta, history)
                 ttl = int(options.history_ttl * 1000)
                 keep = max(KEEP_META, int(2 * options.history_ttl))
                 more += (base, options.history_size, ttl, self._history_bytes, keep)
                 if first.once is not None:
                     flags += "o"
-                    keys.append(key("o", f"{channel}\x00{first.once}"))
+                    keys.append(self._partition.key("o", f"{first.channel}\x00{first.once}"))
                     more.append(ONCE_SECONDS)
                 if first.version is not None:
                     flags += "v"
@@ -199,8 +201,13 @@ class Outbound:
             elif options is RELAYED:
                 flags = "r"
                 more.append(self._node)
-            args += (key("c", channel), flags or "-", len(group), *more)
+            args += (fanout, flags or "-", len(group), *more)
             args += [entry.body for entry in group]
+
+    def _names_of(self, channel: str) -> tuple[bytes, bytes, bytes]:
+        """A channel's meta, history, and pub/sub channel."""
+        key = self._partition.key
+        return key("m", channel).encode(), key("h", channel).encode(), key("c", channel).encode()
 
     def _send(self, batch: _Batch) -> None:
         wire = self.shard.main

@@ -82,7 +82,8 @@ while arg <= last do
         local steps = 0
         while length > 1 and steps < 256 do
           local oldest = redis.call('LINDEX', history, 0)
-          if meta.bytes <= bytes and struct.unpack('>d', oldest, 3) * 1000 + ttl >= now * 1000 then
+          -- an entry ends in its time (8 bytes) and its offset (1 byte, 0: it is known by the place)
+          if meta.bytes <= bytes and struct.unpack('>d', oldest, #oldest - 8) * 1000 + ttl >= now * 1000 then
             break
           end
           redis.call('LPOP', history)
