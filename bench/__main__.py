@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from bench import nodes
 from bench.generator import Bench, Result, Settings
 from bench.reading import READER, pages, room_list
 from bench.servers import (
@@ -424,8 +425,8 @@ def processor() -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default=DEFAULT_SERVERS, help=f"servers, of: {', '.join(SERVERS)}")
-    parser.add_argument("--cases", default=",".join(case.name for case in CASES), help="columns, all by default")
+    parser.add_argument("--only", help=f"servers, of: {', '.join(SERVERS)}")
+    parser.add_argument("--cases", help="columns, all by default")
     parser.add_argument("--repeat", type=int, default=3, help="how often each is measured; the median counts")
     parser.add_argument("--quick", action="store_true", help="one repeat of 1 s, 2,000 idle connections")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each measured window")
@@ -441,6 +442,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="bun", help="the server that ratios refer to")
     parser.add_argument("--nice", type=int, default=0, help="priority of server and generator (below 0 needs root)")
     parser.add_argument("--per-cpu", action="store_true", help="rates per CPU second of the server: on a busy machine")
+    parser.add_argument(
+        "--nodes",
+        action=argparse.BooleanOptionalAction,
+        help="also measure two nodes (python -m bench.nodes); by default, where neither --only nor --cases is given",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="directory of latest.md and latest.json")
     return parser.parse_args(arguments)
 
@@ -496,8 +502,9 @@ def available(servers: list[Server], notes: list[str]) -> list[Server]:
 def main() -> None:
     options = parse(sys.argv[1:])
     settings, notes = settings_from(options), list[str]()
-    wanted = chosen(options.only, SERVERS, "servers")
-    cases = with_needed(chosen(options.cases, {case.name: case for case in CASES}, "cases"))
+    wanted = chosen(options.only or DEFAULT_SERVERS, SERVERS, "servers")
+    by_name = {case.name: case for case in CASES}
+    cases = with_needed(chosen(options.cases or ",".join(by_name), by_name, "cases"))
     CACHE.mkdir(exist_ok=True)
     try:
         compile_c("load.c")
@@ -520,6 +527,17 @@ def main() -> None:
     raw = {"settings": vars(settings), "base": base, "notes": notes, "measured": measured}
     (options.out / "latest.json").write_text(json.dumps(raw, indent=1))
     print(text)
+    if options.nodes if options.nodes is not None else not (options.only or options.cases):
+        print(two_nodes(options))
+
+
+def two_nodes(options: argparse.Namespace) -> str:
+    arguments = ["--nice", str(options.nice), "--text-bytes", str(options.text_bytes), "--out", str(options.out)]
+    arguments += ["--repeat", str(options.repeat), "--seconds", str(options.seconds)]
+    try:
+        return nodes.run([*arguments, "--quick"] if options.quick else arguments)
+    except Missing as reason:
+        return f"Two nodes: {reason}"
 
 
 if __name__ == "__main__":

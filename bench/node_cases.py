@@ -281,6 +281,7 @@ def come_back(shared: bool) -> Callable[[NodeBench], Result]:
                 "missed": options.missed,
                 "seconds": 60,
                 "concurrency": 256,
+                "pids": [nodes.b.pid],
             }
             with bench.bench.talking(nodes.a, nodes.a.server.room, "return", size * CHANNELS, **more) as talk:
                 if shared:
@@ -326,6 +327,7 @@ def replace_server(target: Running, server: Server) -> Running:
 
 def watched(bench: NodeBench, nodes: Nodes, memory: dict[str, int], count: int) -> Result:
     assert nodes.engine is not None
+    subscriptions = 2 * max(1, count // 2 // bench.settings.idle_room)  # both nodes have clients in each of the rooms
     grown = {
         "node": psutil.Process(nodes.b.pid).memory_info().rss - memory["node"],
         "engine": nodes.engine.memory() - memory["engine"],
@@ -340,7 +342,7 @@ def watched(bench: NodeBench, nodes: Nodes, memory: dict[str, int], count: int) 
         "commands": {name: round(times / took, 2) for name, times in sorted(happened.items()) if times},
         "engine_cpu": 100 * (cpu_seconds(nodes.engine.pid) - cpu) / took,
         "node_kb": grown["node"] / 1024 / max(count // 2, 1),
-        "engine_bytes": grown["engine"] / max(count, 1),
+        "engine_bytes": grown["engine"] / subscriptions if count else 0.0,
     }
 
 

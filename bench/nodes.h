@@ -89,7 +89,7 @@ static void returned_at(double start, double joined_s) {
 }
 
 static void come_back_now(int concurrency) {
-    double start = now(), cpu = own_cpu(), server = server_cpu();
+    double start = now(), cpu = own_cpu(), server = cpu_of(spec.pids[spec.pid_count - 1]);
     reconnect_all(concurrency);
     double joined_s = connect_all();
     while (complete < spec.connections && now() - start < spec.seconds) turn(20);
@@ -98,7 +98,7 @@ static void come_back_now(int concurrency) {
     printf("\"incomplete\": %d, \"twice\": %llu, \"disorder\": %llu, \"not_recovered\": %llu, \"bytes\": %llu, "
            "\"generator_cpu\": %.1f, \"server_cpu\": %.1f}\n",
            spec.connections - complete, (unsigned long long)twice, (unsigned long long)disorder, (unsigned long long)not_recovered,
-           (unsigned long long)bytes_in, 100 * (own_cpu() - cpu) / took, 100 * (server_cpu() - server) / took);
+           (unsigned long long)bytes_in, 100 * (own_cpu() - cpu) / took, 100 * (cpu_of(spec.pids[spec.pid_count - 1]) - server) / took);
 }
 
 /* All go away by themselves, as when a network fails that their server outlives. */

@@ -94,7 +94,8 @@ def say_idle(results: Sequence[Result]) -> list[str]:
     for count, each in results[0]["by_count"].items():
         word = f"{int(count):,} clients: {each['ops_per_s']:.1f}/s, engine {each['engine_cpu']:.2f} %"
         if int(count):
-            word += f", {each['node_kb']:.1f} KB each on the node, {each['engine_bytes']:.0f} bytes in the engine"
+            word += f", {each['node_kb']:.1f} KB each on the node, "
+            word += f"{each['engine_bytes']:,.0f} bytes in the engine per room and node"
         words.append(word)
     return words
 
