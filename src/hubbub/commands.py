@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -191,7 +191,7 @@ class Commands:
         options = await self._admit(session, message.channel)
         if not options.presence:
             raise ClientError(ErrorCode.FORBIDDEN, "this channel does not tell who is here")
-        users, count = who_is_here(self.hub, message.channel)
+        users, count = await who_is_in(self.hub, message.channel)
         self.hub.reply(
             session, messages.PresenceReply(channel=message.channel, users=users, count=count, ref=message.ref)
         )
@@ -268,15 +268,30 @@ def _forbidden(name: str) -> ClientError:
     return ClientError(ErrorCode.FORBIDDEN, f"the token does not allow this on {name[:128]!r}")
 
 
-def who_is_here(hub: Hub, name: str) -> tuple[dict[str, dict[str, object]], int]:
-    """The users of a channel as the wire has them (none above HUBBUB_PRESENCE_LIMIT), and how many there are."""
+Here: TypeAlias = tuple[dict[str, dict[str, object]], int]
+"""Users of a channel as the wire has them (none above HUBBUB_PRESENCE_LIMIT), and how many there are."""
+
+
+def who_is_here(hub: Hub, name: str) -> Here:
+    """Who is in a channel that this node has subscribers of: on all nodes, as far as this one knows."""
     channel = hub.channels.get(name)
     if channel is None or channel.roster is None:
         return {}, 0
-    count = len(channel.roster)
+    return _listed(hub, channel.roster)
+
+
+async def who_is_in(hub: Hub, name: str) -> Here:
+    """Who is in a channel on all nodes, whether this one has subscribers of it or not. With the engine away: who is on
+    this one."""
+    roster = await hub.comings.others.roster_of(name)
+    return ({}, 0) if roster is None else _listed(hub, roster)
+
+
+def _listed(hub: Hub, roster: Roster) -> Here:
+    count = len(roster)
     if count > hub.settings.presence_limit:
         return {}, count
-    return {user: present(dict(here)) for user, here in channel.roster.snapshot().items()}, count
+    return {user: present(dict(here)) for user, here in roster.snapshot().items()}, count
 
 
 def once_key(key: str | None, user_id: str = "") -> str | None:

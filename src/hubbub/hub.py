@@ -107,6 +107,7 @@ class Hub:
         self.stoppers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.keep_openings = False
         self.channel_rules: list[tuple[str, ChannelRule]] = []
+        self.passing: list[tuple[str, Callable[[str, Publication], bool]]] = []
         self._reserved: tuple[str, ...] = ()
         self.topics: list[Topic] = []
         self.topic_of = lru_cache(maxsize=65_536)(self._find_topic)
@@ -508,6 +509,8 @@ class Hub:
         elif publication.offset:
             self.inlet.out_of_turn(local, publication)
             return
+        elif self.passing and publication.key is not None and not self._passes(channel, publication):
+            return
         if not local.size:
             return
         exclude = None
@@ -517,6 +520,9 @@ class Hub:
                 if session.id == publication.origin:
                     exclude = session.link
         self.fanout.add(local, publication, exclude)
+
+    def _passes(self, channel: str, publication: Publication) -> bool:
+        return all(passes(channel, publication) for prefix, passes in self.passing if channel.startswith(prefix))
 
     def _deliver_personal(self, user_id: str, publication: Publication) -> None:
         line = self.inlet.lines.get(user_id)

@@ -7,7 +7,8 @@ nothing is told twice, and nothing that a lost message would have had to tell is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hubbub.channel import Channel
@@ -79,6 +80,40 @@ class Others:
             asking = self._asking.get(channel)
         if asking is not None:
             await asyncio.shield(asking.answered)
+
+    async def roster_of(self, name: str) -> Roster | None:
+        """Who is in a channel on all nodes, also in one that this node does not hear of. None: it has no presence."""
+        channel = self._hub.channels.get(name)
+        if channel is not None and (self.peers is None or channel.roster is None or channel.roster.whole):
+            return channel.roster
+        if self.peers is None or not self._hub.options_for(name).presence:
+            return None
+        try:
+            nodes = await self._read(self.peers, name)
+        except BrokerUnavailable:
+            nodes = {}
+        channel = self._hub.channels.get(name)
+        if channel is not None and channel.roster is not None and channel.roster.whole:
+            return channel.roster
+        roster = Roster()
+        roster.settle(nodes)
+        return roster
+
+    async def counts(self, names: Sequence[str]) -> dict[str, int]:
+        """How many users are in each channel on all nodes. With the engine away: as far as this node knows."""
+        channels = self._hub.channels
+        counts: dict[str, int] = {}
+        unknown = []
+        for name in names:
+            channel = channels.get(name)
+            if channel is not None and channel.roster is not None:
+                counts[name] = len(channel.roster)
+            elif self.peers is not None:
+                unknown.append(name)
+        if self.peers is not None and unknown:
+            with suppress(BrokerUnavailable):
+                counts.update(await self.peers.counts(unknown))
+        return counts
 
     async def _ask(self, channel: Channel) -> None:
         roster, peers = channel.roster, self.peers

@@ -13,7 +13,6 @@ from msgspec import UNSET, Struct, structs
 from sqlalchemy import Connection
 
 from hubbub.auth import Grants
-from hubbub.commands import who_is_here
 from hubbub.engines import Engine
 from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode
 from hubbub.features.chat import asks, members, membership, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
@@ -145,25 +144,25 @@ class Chat:
             outcome = await self.store.write(work, partial(self._tell, by=by))
         else:
             outcome = await self.store.read(work)
-        return self._with_presence(outcome.reply)
+        return await self._with_presence(outcome.reply)
 
     async def _on_command(self, command: Command[Any, Any], session: Session, message: ClientMessage) -> None:
         reply = await self.run(caller_of(session), message, session)
         reply.ref = message.ref
         self.hub.reply(session, reply)
 
-    def _with_presence(self, reply: Any) -> Any:
-        """What only the hub knows of a reply: how many are in a room now, and who is connected."""
+    async def _with_presence(self, reply: Any) -> Any:
+        """What only the nodes know of a reply: how many are in a room now, and who is connected."""
         if isinstance(reply, tells.Rooms):
-            reply.rooms = [self._with_users(room) for room in reply.rooms]
+            counts = await self.hub.comings.others.counts([PREFIX + room.room_id for room in reply.rooms])
+            reply.rooms = [structs.replace(room, users=counts.get(PREFIX + room.room_id, 0)) for room in reply.rooms]
         elif isinstance(reply, tells.RoomReply):
-            reply.room = self._with_users(reply.room)
+            name = PREFIX + reply.room.room_id
+            counts = await self.hub.comings.others.counts([name])
+            reply.room = structs.replace(reply.room, users=counts.get(name, 0))
         elif isinstance(reply, tells.LastSeen):
-            reply.users.update({user: "now" for user in reply.users if self.hub.sessions_of(user)})
+            reply.users.update(dict.fromkeys(await self.hub.cluster.everywhere.online(reply.users), "now"))
         return reply
-
-    def _with_users(self, room: tells.RoomInfo) -> tells.RoomInfo:
-        return structs.replace(room, users=who_is_here(self.hub, PREFIX + room.room_id)[1])
 
     # -- telling what was committed
 
@@ -410,7 +409,7 @@ class Chat:
                 tail = b",%b}" % JSON.encode(said_data(item, sent, stamp(sent.at)))[1:]
                 room = rooms_here.get(item.room_id)
                 if room is not None and room.typing:
-                    room.typing.pop(item.caller.user_id, None)  # clients take the message itself for its end
+                    self.live.said(room, item.caller.user_id)
                 head = room.head if room is not None else message_head(item.room_id)
                 publication = Publication(head, tail, None, item.caller.user_id, None, 0.0, sent.seq)
                 told.append(Told(item.room_id, publication, item.room_no))
@@ -463,7 +462,7 @@ class Chat:
             if len(room.answered) > REMEMBERED:
                 room.answered.popitem(last=False)
         if room.typing:
-            room.typing.pop(user_id, None)
+            self.live.said(room, user_id)
         return tells.ChatAck(position.offset, timestamp, room.id, client_id, ref=ref)
 
     async def _on_typing(self, session: Session, message: asks.Typing) -> None:
