@@ -206,6 +206,11 @@ class Settings(BaseSettings):
         default=10.0, description="How long a commit is tried again while the database is locked or away.", gt=0
     )
     store_readers: int = Field(default=2, ge=1, le=64, description="Connections to the database for reading.")
+    store_shared: bool = Field(
+        default=False,
+        description="Processes of this machine share the SQLite file, each of them with this set, and take turns to write. "
+        "`hubbub serve --workers` sets it.",
+    )
 
     # -- chat
     default_kind: Literal["group", "large", "broadcast", "live"] = Field(
@@ -295,7 +300,8 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The URL of the store, with the default filled in."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'hubbub.db'}"
+        url = self.database_url or f"sqlite:///{self.data_dir / 'hubbub.db'}"
+        return f"{url}?shared=1" if self.store_shared and url.startswith("sqlite:///") else url
 
     @property
     def message_limit(self) -> int:

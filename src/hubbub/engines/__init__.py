@@ -21,6 +21,8 @@ __all__ = ["Engine", "PostgresEngine", "SqliteEngine", "Unknown", "Work", "engin
 def engine_for(url: str, *, readers: int, full_sync: bool, read_only: bool = False, timeout: float = 10.0) -> Engine:
     """The engine that a URL names: ``sqlite:///path``, ``sqlite://`` (in memory), ``postgresql://…``.
 
+    ``sqlite:///path?shared=1``: processes of one machine share the file, each opening it with this.
+
     :param readers: connections for reading.
     :param full_sync: SQLite: every commit is on the disk before it is answered.
     :param read_only: SQLite: open it beside the process that writes to it.
@@ -34,7 +36,8 @@ def engine_for(url: str, *, readers: int, full_sync: bool, read_only: bool = Fal
     kind = parsed.get_backend_name()
     if kind == "sqlite":
         path = Path(parsed.database) if parsed.database and parsed.database != ":memory:" else None
-        return SqliteEngine(path, readers=readers, full_sync=full_sync, read_only=read_only)
+        shared = not read_only and parsed.query.get("shared") == "1"
+        return SqliteEngine(path, readers=readers, full_sync=full_sync, read_only=read_only, shared=shared)
     if kind in ("postgresql", "postgres"):
         return PostgresEngine(parsed, readers=readers, timeout=timeout)
     raise ConfigurationError(f"HUBBUB_DATABASE_URL: {kind} is not supported: use sqlite:///path or postgresql://…")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from hubbub.engines.port import WROTE, Work
+from hubbub.engines.turns import NotOurTurn, Turns, hold
 from hubbub.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -26,6 +28,10 @@ OLDEST: Final = (3, 35, 0)
 """The first with RETURNING."""
 OPENING: Final = 5.0
 """Seconds for which opening waits for another process's lock."""
+TURN: Final = 2.0
+"""How long one attempt waits for its turn, where processes share the database."""
+LONG_TURN: Final = 600.0
+"""The same for what takes as long as it takes, here or where it is waited for: opening, migrating."""
 BUSY_MILLISECONDS: Final = 200
 """How long one attempt waits for another process's lock; the store tries again until its own time is up."""
 CACHE_KIB: Final = 16_384
@@ -45,21 +51,30 @@ class SqliteEngine:
     bug", sqlite.org/wal.html). So there is one writer: within the process one connection, and over all processes whoever
     holds the lock on ``<database>.lock``. Reading connections never checkpoint.
 
+    Processes of one machine may share a database. Each has a writing connection then, and a transaction, the checkpoint
+    that may follow it, and opening and closing the database happen in turns (:class:`Turns`), so that still no two of them
+    write or checkpoint at the same time. (A reading connection may have to rebuild the index of the log, after a process
+    was killed while it wrote. It does that under SQLite's own locks of the writer and of the checkpointer.)
+
     :param path: None: in memory, for tests and for trying out.
     :param full_sync: every commit is on the disk before it is answered; else a power cut may take the last ones back
         (a crash of the process may not, either way).
+    :param shared: other processes of this machine write to it too, each with this set.
     """
 
     name = "sqlite"
-    exclusive = True
 
-    def __init__(self, path: Path | None, *, readers: int, full_sync: bool, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, *, readers: int, full_sync: bool, read_only: bool = False, shared: bool = False
+    ) -> None:
         self.path = path
+        self.exclusive = not shared
         self.where = str(path) if path is not None else "in memory"
         self._readers = readers
         self._full_sync = full_sync
         self._read_only = read_only
         self._lock: IO[str] | None = None
+        self._turns: Turns | None = None
         self._writing: ThreadPoolExecutor | None = None
         self._reading: ThreadPoolExecutor | None = None
         self._writer: sqlalchemy.Engine | None = None
@@ -84,6 +99,8 @@ class SqliteEngine:
 
     def _open(self) -> None:
         if self.path is None:
+            if not self.exclusive:
+                raise ConfigurationError("processes cannot share a database in memory: set HUBBUB_DATA_DIR")
             self._writer = self._reader = self._make(":memory:", "BEGIN", StaticPool)
             return
         try:
@@ -93,17 +110,28 @@ class SqliteEngine:
             raise ConfigurationError(
                 f"cannot use the database {self.path}: {reason}; set HUBBUB_DATA_DIR or HUBBUB_DATABASE_URL"
             ) from None
+        except NotOurTurn:
+            raise ConfigurationError(
+                f"other processes write to the database {self.path}, and one does not end: stop it"
+            ) from None
 
     def _open_file(self, path: Path) -> None:
         if not self._read_only:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = hold(path, shared=not self.exclusive)
+            if not self.exclusive:
+                self._turns = Turns(path)
+        elif not path.exists():
+            raise ConfigurationError(f"there is no database {path}: set HUBBUB_DATA_DIR or HUBBUB_DATABASE_URL")
+        with self._turn(LONG_TURN):  # who opens it first may have to recover what a killed process left
+            self._connect(path)
+
+    def _connect(self, path: Path) -> None:
+        if not self._read_only:
             # people's messages are nobody else's on this machine; SQLite's other files take the mode of this one
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._writer = self._make(str(path), "BEGIN IMMEDIATE", QueuePool, pool_size=1, max_overflow=0)
             self._writer.connect().close()
-        elif not path.exists():
-            raise ConfigurationError(f"there is no database {path}: set HUBBUB_DATA_DIR or HUBBUB_DATABASE_URL")
         self._reader = self._make(
             str(path), "BEGIN", QueuePool, query_only=True, pool_size=self._readers, max_overflow=0
         )
@@ -176,20 +204,33 @@ class SqliteEngine:
     def _close(self, reading: ThreadPoolExecutor | None) -> None:
         if reading is not None:
             reading.shutdown(wait=True, cancel_futures=True)
+        try:
+            with self._turn(TURN):  # who closes it last checkpoints
+                self._disconnect()
+        except NotOurTurn:  # another process writes: it will be the last
+            self._disconnect()
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _disconnect(self) -> None:
         # the writer last: who closes last checkpoints
         for engine in (self._reader, self._writer):
             if engine is not None:
                 engine.dispose()
         self._reader = self._writer = self._writing = self._reading = None
         self._open_readers.clear()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+
+    def _turn(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.taken(seconds)
 
     # -- transactions
 
     async def write(self, work: Work[T]) -> T:
-        return await self._run(self._writing, self._writer, work)
+        return await self._run(self._writing, self._writer, work, TURN)
 
     async def was_committed(self, token: int) -> bool:
         raise AssertionError("SQLite always knows")
@@ -205,7 +246,7 @@ class SqliteEngine:
             raise
 
     async def alter(self, work: Work[T]) -> T:
-        return await self.write(work)
+        return await self._run(self._writing, self._writer, work, LONG_TURN)
 
     async def load(self, template: sqlite3.Connection) -> None:
         """Become a copy of another database."""
@@ -214,10 +255,19 @@ class SqliteEngine:
             raise RuntimeError("the database is not open for writing")
         await asyncio.get_running_loop().run_in_executor(writing, _copy, template, writer)
 
-    async def _run(self, executor: ThreadPoolExecutor | None, engine: sqlalchemy.Engine | None, work: Work[T]) -> T:
+    async def _run(
+        self,
+        executor: ThreadPoolExecutor | None,
+        engine: sqlalchemy.Engine | None,
+        work: Work[T],
+        turn: float | None = None,
+    ) -> T:
         if engine is None or executor is None:
             raise RuntimeError("the database is not open, or only for reading")
-        return await asyncio.get_running_loop().run_in_executor(executor, _transact, engine, work)
+        transact = partial(_transact, engine, work)
+        if turn is not None and self._turns is not None:
+            transact = partial(_in_turn, self._turns, turn, transact)
+        return await asyncio.get_running_loop().run_in_executor(executor, transact)
 
     def touch(self, connection: Connection) -> None:
         version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
@@ -226,9 +276,11 @@ class SqliteEngine:
     # -- errors
 
     def transient(self, error: BaseException) -> bool:
-        return _code(error) in LOCKS
+        return _code(error) in LOCKS or isinstance(error, NotOurTurn)
 
     def concerns_all(self, error: BaseException) -> bool:
+        if isinstance(error, NotOurTurn):
+            return True
         code = _code(error)
         if code is None:  # sqlite3's own, not SQLite's
             return isinstance(error, OperationalError | InternalError)
@@ -238,6 +290,11 @@ class SqliteEngine:
 def _transact(engine: sqlalchemy.Engine, work: Work[T]) -> T:
     with engine.begin() as connection:
         return work(connection)
+
+
+def _in_turn(turns: Turns, seconds: float, transact: Callable[[], T]) -> T:
+    with turns.taken(seconds):
+        return transact()
 
 
 def _only_read(work: Work[T], connection: Connection) -> T:
@@ -262,33 +319,3 @@ def _code(error: BaseException) -> int | None:
     """SQLite's primary result code."""
     code = getattr(error.orig, "sqlite_errorcode", None) if isinstance(error, DBAPIError) else None
     return None if code is None else code & 0xFF
-
-
-def _locked(path: Path) -> IO[str]:
-    """Hold the lock that only one process has.
-
-    :raises ConfigurationError: another has it.
-    """
-    lock = open(f"{path}.lock", "a+")  # noqa: SIM115  # held as long as the store is open
-    try:
-        import fcntl
-    except ImportError:  # Windows: opening the database by two processes is then the operator's own affair
-        return lock
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        if holder == f"pid {os.getpid()}":
-            raise ConfigurationError(
-                f"another hub of this process writes to {path}: give each its own (database_url= or data_dir=)"
-            ) from None
-        raise ConfigurationError(
-            f"another process{f' ({holder})' if holder else ''} writes to {path}: SQLite takes one at a time; "
-            "stop it, or use PostgreSQL (HUBBUB_DATABASE_URL)"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()}")
-    lock.flush()
-    return lock
