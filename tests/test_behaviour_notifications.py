@@ -27,7 +27,7 @@ async def test_to_one_to_many_on_all_devices(lane: str) -> None:
         answer = await http.post(SEND, json=body)
         assert answer.status_code == 200
         sent = answer.json()
-        assert sent == {"status": "sent", "id": sent["id"], "delivered": 2}
+        assert sent == {"status": "sent", "id": sent["id"], "delivered": 2, "complete": True}
         wanted = {
             "type": "notification",
             "offset": 1,
@@ -95,7 +95,7 @@ async def test_broadcast(lane: str) -> None:
         server.client() as stranger,
     ):
         answer = await http.post(BROADCAST, json={"title": "T", "message": "M", "notification_type": "warning"})
-        assert answer.json() == {"status": "broadcasted", "delivered": 3}
+        assert answer.json() == {"status": "broadcasted", "delivered": 3, "complete": True}
         for client in (phone, laptop, bob):
             assert await client.receive() == {
                 "type": "broadcast_notification",

@@ -27,6 +27,9 @@ async def test_health_has_the_guides_fields(lane: str) -> None:
             "uptime": 12.5,
             "store": "ok",
             "version": __version__,
+            "nodes": 1,
+            "total_connections": 1,
+            "total_users": 1,
         }
         answer = await http.get("/health/live")
         assert (answer.status_code, answer.json()) == (200, {"status": "live"})

@@ -20,7 +20,6 @@ from hubbub import cluster as clusters
 from hubbub.app import SystemClock
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.cluster import Answers, Cluster
-from hubbub.comings import Comings
 from hubbub.control import Letter, Report, kind_of, letter_of, open_letter
 from hubbub.errors import BrokerUnavailable
 from hubbub.hub import Hub
@@ -28,11 +27,6 @@ from hubbub.ports import Ear, Here, Peers
 from tests.support import DEADLINE, settings_for, until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def no_presence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Comings, "alive", lambda self, nodes: None, raising=False)
 
 
 class Ping(Struct, tag="ping"):

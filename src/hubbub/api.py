@@ -73,12 +73,14 @@ Complete: TypeAlias = Annotated[
 class Sent(BaseModel):
     status: Literal["sent"] = "sent"
     id: str = Field(description="The notification's id, the same for every receiver.")
-    delivered: int = Field(description="Live sessions that it reached.")
+    delivered: int = Field(description="Live sessions that it reached, on all nodes.")
+    complete: Complete = True
 
 
 class Broadcasted(BaseModel):
     status: Literal["broadcasted"] = "broadcasted"
-    delivered: int = Field(description="Live sessions that it reached.")
+    delivered: int = Field(description="Live sessions that it reached, on all nodes.")
+    complete: Complete = True
 
 
 class PublishIn(Model):
@@ -119,8 +121,8 @@ class HistoryOut(BaseModel):
 class DisconnectIn(Model):
     """Who has to go: a user, or the bearer of one token."""
 
-    user_id: str | None = Field(default=None, max_length=128)
-    token_id: str | None = Field(default=None, max_length=256, description="`jti`; always revoked.")
+    user_id: str | None = Field(default=None, min_length=1, max_length=128)
+    token_id: str | None = Field(default=None, min_length=1, max_length=256, description="`jti`; always revoked.")
     revoke: bool = Field(default=False, description="Also refuse the user's tokens issued until now.")
     reason: str = Field(default="", max_length=100)
 
@@ -132,7 +134,8 @@ class DisconnectIn(Model):
 
 
 class Disconnected(BaseModel):
-    disconnected: int = Field(description="Sessions that were closed.")
+    disconnected: int = Field(description="Sessions that were closed, on all nodes.")
+    complete: Complete = True
 
 
 class LoginIn(Model):
@@ -147,7 +150,7 @@ class LoginOut(BaseModel):
 
 class HealthOut(BaseModel):
     status: Literal["healthy", "draining"]
-    active_connections: int
+    active_connections: int = Field(description="On this node.")
     uptime: float
     version: str
     store: Literal["ok", "unavailable"] = Field(description="Whether the database takes what is written.")
@@ -213,10 +216,10 @@ class Api:
                 NotificationIn, user_id=user_id, title=title, message=message, notification_type=notification_type
             )
             users = wanted.user_ids if wanted.user_ids is not None else [wanted.user_id or ""]
-            sent, reached = await self.notifications.send(
+            sent = await self.notifications.send(
                 users, wanted.title, wanted.message, wanted.notification_type, wanted.metadata
             )
-            return Sent(id=sent, delivered=reached)
+            return Sent(id=sent.id, delivered=sent.sessions, complete=sent.complete)
 
         @route.post(
             "/api/notifications/broadcast", tags=["notifications"], dependencies=server, responses=SERVER_ERRORS
@@ -232,7 +235,7 @@ class Api:
             reached = await self.notifications.broadcast(
                 wanted.title, wanted.message, wanted.notification_type, wanted.exclude_users
             )
-            return Broadcasted(delivered=reached)
+            return Broadcasted(delivered=reached.sessions, complete=reached.complete)
 
         @route.post("/api/publish", tags=["channels"], dependencies=server, responses=SERVER_ERRORS)
         async def publish(
@@ -373,7 +376,9 @@ class Api:
         if hub.broker.peers is not None:
             stats = getattr(hub.broker, "stats", None) or EngineStats()  # another broker need not count
             nodes = len(hub.cluster.others) + 1
-            yield from stats.families(hub.broker.healthy, hub.cluster.node, nodes, hub.cluster.counts, hub.quotas.counts)
+            yield from stats.families(
+                hub.broker.healthy, hub.cluster.node, nodes, hub.cluster.counts, hub.quotas.counts
+            )
 
     # -- development
 

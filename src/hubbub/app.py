@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -22,15 +22,23 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 
-from hubbub import schema
+from hubbub import control, schema
 from hubbub.api import Api, publish_data
 from hubbub.asyncapi.routes import add_routes
 from hubbub.auth import Grants, issue_token
 from hubbub.brokers import broker_for, counters_for
-from hubbub.commands import Commands
+from hubbub.commands import Commands, check_name
 from hubbub.endpoint import EchoEndpoint, SessionEndpoint
 from hubbub.engines import Engine, engine_for
-from hubbub.errors import HTTP_STATUS, BrokerUnavailable, ClientError, CloseCode, ConfigurationError, ErrorCode
+from hubbub.errors import (
+    HTTP_STATUS,
+    BrokerUnavailable,
+    ClientError,
+    CloseCode,
+    ConfigurationError,
+    ErrorCode,
+    SessionClosed,
+)
 from hubbub.features.chat import asks
 from hubbub.features.chat.access import Caller
 from hubbub.features.chat.chat import SERVER, Chat
@@ -126,6 +134,8 @@ class Hubbub(Declares, Owner):
             self.hub.quotas.share(counters)
         Commands(self.hub)
         self.notifications = Notifications(self.hub)
+        self.hub.cluster.on(control.Subscribe, self._subscribe)
+        self.hub.cluster.on(control.Unsubscribe, self._unsubscribe)
         self.store = _store(self.settings, self.hub)
         self.chat = Chat(self.hub, self.store, self._prepare_store, self._notify)
         files = files_from(self.settings.files, self.settings.data_dir)
@@ -226,7 +236,7 @@ class Hubbub(Declares, Owner):
         await schema.prepare(engine, metadata, migrate=True)
 
     async def _notify(self, user_ids: Iterable[str], title: str, message: str, *, metadata: dict[str, Any]) -> None:
-        await self.notifications.send(user_ids, title, message, "info", metadata)
+        await self.notifications.send(user_ids, title, message, "info", metadata, count=False)
 
     # -- what an app declares
 
@@ -349,10 +359,15 @@ class Hubbub(Declares, Owner):
         notification_type: NotificationType = "info",
         metadata: dict[str, Any] | None = None,
     ) -> int:
-        """Notify one or many users on all their devices. Returns how many live sessions it reached."""
+        """Notify one or many users on all their devices. Returns how many live sessions it reached, on all nodes.
+
+        What was not sent to a device that is away is in the user's history, should it come back soon.
+
+        :raises BrokerUnavailable: the engine is away: some users may not be notified.
+        """
         users = [user_id] if isinstance(user_id, str) else user_id
-        _, reached = await self._here(self.notifications.send(users, title, message, notification_type, metadata))
-        return reached
+        sent = await self._here(self.notifications.send(users, title, message, notification_type, metadata))
+        return sent.sessions
 
     async def broadcast(
         self,
@@ -361,17 +376,33 @@ class Hubbub(Declares, Owner):
         notification_type: NotificationType = "info",
         exclude_users: Iterable[str] = (),
     ) -> int:
-        """Notify everybody who is signed in. Returns how many live sessions it reached."""
-        return await self._here(self.notifications.broadcast(title, message, notification_type, exclude_users))
+        """Notify everybody who is signed in, on all nodes. Returns how many live sessions it reached.
+
+        :raises ValueError: more than 10,000 users are excluded.
+        """
+        reached = await self._here(self.notifications.broadcast(title, message, notification_type, exclude_users))
+        return reached.sessions
 
     async def disconnect(self, user_id: str, *, revoke: bool = False, reason: str = "") -> int:
-        """Close all sessions of a user; ``revoke``: and refuse the tokens issued until now. Returns how many."""
-        return await self._here(self._disconnect(user_id, revoke, reason))
+        """Close all sessions of a user, on all nodes; ``revoke``: and refuse the tokens issued until now, also on nodes
+        to come. Returns how many sessions were closed.
 
-    async def _disconnect(self, user_id: str, revoke: bool, reason: str) -> int:
+        While the engine is away, it is done on this node, and a warning is logged; a revocation follows on the others
+        once the engine is back.
+        """
+        everywhere = self.hub.cluster.everywhere
         if revoke:
-            return self.hub.entrance.revoke(user_id=user_id)
-        return self.hub.disconnect(user_id, CloseCode.NORMAL, reason)
+            return (await self._here(everywhere.revoke(user_id=user_id))).sessions
+        return (await self._here(everywhere.disconnect(user_id, CloseCode.NORMAL, reason))).sessions
+
+    async def count_sessions(self, user_id: str) -> int:
+        """How many live sessions a user has, on all nodes: one per device or tab."""
+        found, _ = await self._here(self.hub.cluster.everywhere.count([user_id]))
+        return found.get(user_id, 0)
+
+    async def online(self, user_ids: Iterable[str]) -> set[str]:
+        """Which of some users have a live session, on any node."""
+        return await self._here(self.hub.cluster.everywhere.online(user_ids))
 
     def sessions(self, user_id: str) -> list[UserSession]:
         """The live sessions of a user on this node: one per device or tab. In the hub's loop only."""
@@ -386,26 +417,31 @@ class Hubbub(Declares, Owner):
         return {user: int(here["devices"]) for user, here in local.roster.snapshot().items()}
 
     async def subscribe(self, user_id: str, channel: str) -> int:
-        """Subscribe all live sessions of a user to a channel; no authorizer is asked. Returns how many.
+        """Subscribe all live sessions of a user to a channel, on all nodes; no authorizer is asked. Returns how many.
 
-        :raises ClientError: no channel's name, or one session has too many subscriptions.
+        :raises ClientError: no channel's name, or one session (of this node) has too many subscriptions.
         """
+        check_name(channel, user_id)
+        wanted = control.Subscribe(user_id, channel)
+        return (await self._here(self.hub.cluster.everywhere.do(self._subscribe, wanted))).sessions
 
-        async def work() -> int:
-            sessions = self.sessions(user_id)
-            for session in sessions:
-                await session.subscribe(channel)
-            return len(sessions)
-
-        return await self._here(work())
+    async def _subscribe(self, wanted: control.Subscribe) -> int:
+        count = 0
+        for session in self.sessions(wanted.user_id):
+            with suppress(SessionClosed):  # it went meanwhile
+                await session.subscribe(wanted.channel)
+                count += 1
+        return count
 
     async def unsubscribe(self, user_id: str, channel: str, *, reason: str | None = None) -> int:
-        """End the subscriptions that a user's sessions have to a channel; each client is told. Returns how many."""
+        """End the subscriptions that a user's sessions have to a channel, on all nodes; each client is told. Returns how
+        many."""
+        wanted = control.Unsubscribe(user_id, channel, reason)
+        return (await self._here(self.hub.cluster.everywhere.do(self._unsubscribe, wanted))).sessions
 
-        async def work() -> int:
-            return sum([await session.unsubscribe(channel, reason=reason) for session in self.sessions(user_id)])
-
-        return await self._here(work())
+    async def _unsubscribe(self, wanted: control.Unsubscribe) -> int:
+        sessions = self.sessions(wanted.user_id)
+        return sum([await session.unsubscribe(wanted.channel, reason=wanted.reason) for session in sessions])
 
     def declare_room(self, room_id: str, name: str | None = None, **options: Any) -> None:
         """Have a chat room from the start: it is made when the hub starts, unless it is there.

@@ -28,7 +28,7 @@ from hubbub.control import (
     no_answer_of,
     open_letter,
 )
-from hubbub.errors import BrokerUnavailable
+from hubbub.errors import BrokerUnavailable, ClientError
 from hubbub.everywhere import Everywhere
 from hubbub.ports import Here, Peers
 
@@ -194,8 +194,8 @@ class Cluster:
             return
         try:
             result = handler.handle(message)
-        except Exception:
-            self._failed(sender, letter)
+        except Exception as error:
+            self._failed(sender, letter, error)
             return
         if isawaitable(result):
             self._hub.background(self._finish(sender, letter, result))
@@ -205,8 +205,8 @@ class Cluster:
     async def _finish(self, sender: str, letter: Letter, result: Awaitable[Any]) -> None:
         try:
             answer = await result
-        except Exception:
-            self._failed(sender, letter)
+        except Exception as error:
+            self._failed(sender, letter, error)
         else:
             self._answer(sender, letter, answer)
 
@@ -231,9 +231,12 @@ class Cluster:
         self.counts["bad"] += 1
         log.warning("%s of another node cannot be used: %s", what, error, extra={"node": sender or "a publisher"})
 
-    def _failed(self, sender: str, letter: Letter) -> None:
+    def _failed(self, sender: str, letter: Letter, error: Exception) -> None:
         self.counts["failed"] += 1
-        log.exception("acting on %r of another node failed", letter.kind, extra={"node": sender})
+        if isinstance(error, ClientError):  # a refusal, and no fault of ours
+            log.warning("%r of another node was refused: %s", letter.kind, error, extra={"node": sender})
+        else:
+            log.error("acting on %r of another node failed", letter.kind, exc_info=error, extra={"node": sender})
         self._answer(sender, letter, failed=True)
 
     def _unknown(self, sender: str, letter: Letter, what: str) -> None:

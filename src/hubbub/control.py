@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from hubbub.messages import NotificationType
+
 VERSION: Final = 1
 """Of the envelope. A letter with a higher one is passed over."""
 ANSWER: Final = "="
@@ -144,6 +146,19 @@ class Everyone(Struct, tag="everyone", frozen=True):
     """
 
     payload: bytes
+    exclude: Users = []
+
+
+class Announce(Struct, tag="announce", frozen=True):
+    """Broadcast to everybody who is signed in. From publishers without a server: nodes send each other the message.
+
+    :ivar at: unix seconds.
+    """
+
+    title: Annotated[str, Meta(min_length=1, max_length=500)]
+    message: Annotated[str, Meta(max_length=10_000)]
+    notification_type: NotificationType = "info"
+    at: Seconds = 0.0
     exclude: Users = []
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from hubbub.control import MAX_USERS, Count, Disconnect, Everyone, Replaced
+from msgspec import Struct
+
+from hubbub.auth import valid_user_id
+from hubbub.control import MAX_USERS, Count, Disconnect, Everyone, Replaced, kind_of
 from hubbub.errors import BrokerUnavailable, CloseCode
 from hubbub.revocation import Revocations
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from hubbub.hub import Hub
 
 log = logging.getLogger("hubbub")
+S = TypeVar("S", bound=Struct)
 
 MAX_RETURNED: Final = 100_000
 """Devices that came back here, of which the others are still to be told."""
@@ -31,6 +35,9 @@ class Reached(NamedTuple):
 
     sessions: int
     complete: bool
+
+
+NOBODY: Final = Reached(0, True)
 
 
 class Everywhere:
@@ -56,12 +63,16 @@ class Everywhere:
 
     async def disconnect(self, user_id: str, code: int = CloseCode.NORMAL, reason: str = "") -> Reached:
         """Close all sessions of a user on all nodes."""
+        if not valid_user_id(user_id):
+            return NOBODY
         message = Disconnect(user_id, code, reason[:100])
         count = self._disconnect(message)
         return self._sum("a disconnect", count, await self._cluster.ask(message))
 
     async def revoke(self, *, user_id: str | None = None, token_id: str | None = None) -> Reached:
         """Refuse a user's tokens issued until now, or one token, on all nodes; close the sessions that live on them."""
+        if token_id is None and not valid_user_id(user_id or ""):
+            return NOBODY
         count, answers = await self.revocations.revoke(user_id=user_id, token_id=token_id)
         return self._sum("a revocation", count, answers)
 
@@ -72,14 +83,19 @@ class Everywhere:
         """
         if len(exclude) > MAX_USERS:
             raise ValueError(f"at most {MAX_USERS} users can be excluded")
-        message = Everyone(payload, sorted(exclude))
+        message = Everyone(payload, [user for user in exclude if valid_user_id(user)])
         return self._sum("a broadcast", self._everyone(message), await self._cluster.ask(message))
+
+    async def do(self, act: Callable[[S], Awaitable[int]], message: S) -> Reached:
+        """Act here, and ask the others to do what they do on such a message."""
+        here = await act(message)
+        return self._sum(f"{kind_of(type(message))!r}", here, await self._cluster.ask(message))
 
     async def count(self, user_ids: Iterable[str]) -> tuple[dict[str, int], bool]:
         """The live sessions of some users on all nodes, of those who have any; and whether every node has answered."""
         found: Counter[str] = Counter()
         complete = True
-        users = iter(dict.fromkeys(user_ids))
+        users = iter(dict.fromkeys(filter(valid_user_id, user_ids)))
         while some := list(islice(users, MAX_USERS)):
             found.update(self._count(Count(some)))
             if self._cluster.others:  # only a question: who is not known yet has nobody yet

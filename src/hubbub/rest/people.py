@@ -56,7 +56,7 @@ def add_people(router: APIRouter, chat: Chat, uploads: Uploads, callers: Callers
             raise ClientError(ErrorCode.FORBIDDEN, "this takes an API key, or a token with the admin grant")
         if not valid_user_id(user_id):
             raise ClientError(ErrorCode.NOT_FOUND, "nobody can have such an id")
-        chat.hub.entrance.revoke(user_id=user_id)  # else they would go on writing meanwhile
+        await chat.hub.cluster.everywhere.revoke(user_id=user_id)  # else they would go on writing meanwhile
         settings = chat.hub.settings
         erased = await erase_user(chat.store, user_id, now=now(), settings=settings, caller=caller, tell=chat._tell)
         return Response(JSON.encode(erased), media_type="application/json")

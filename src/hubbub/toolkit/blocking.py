@@ -58,6 +58,14 @@ class Blocking:
         """As :meth:`Hubbub.disconnect`."""
         return self._run(self._hub.disconnect(user_id, revoke=revoke, reason=reason))
 
+    def count_sessions(self, user_id: str) -> int:
+        """As :meth:`Hubbub.count_sessions`."""
+        return self._run(self._hub.count_sessions(user_id))
+
+    def online(self, user_ids: Iterable[str]) -> set[str]:
+        """As :meth:`Hubbub.online`."""
+        return self._run(self._hub.online(user_ids))
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run any coroutine in the hub's loop: ``hub.sync.run(orders.publish({"n": 1}, order_id=7))``."""
         return self._run(work)
