@@ -100,7 +100,7 @@ def _seeds(plain: str, rest: str) -> tuple[Address, ...]:
     login, _, hosts = parts.netloc.rpartition("@")
     query = f"?{parts.query}" if parts.query else ""
     first = _server(f"{plain}://{login + '@' if login else ''}{hosts.split(',')[0]}{query}")
-    if first.db:
+    if first.db or parts.path.strip("/") not in ("", "0"):
         raise ValueError("a Cluster has only the database 0")
     return tuple(first.at(*_host(each, 6379)) for each in hosts.split(","))
 

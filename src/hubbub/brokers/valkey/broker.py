@@ -124,7 +124,7 @@ class ValkeyBroker:
         for partition in self.keys.partitions:
             self._outbound.append(
                 Outbound(
-                    topology.shard_of(partition),
+                    topology.shard_of,
                     partition,
                     self.node,
                     self.clock.time,
@@ -170,9 +170,7 @@ class ValkeyBroker:
         """Connected, and subscribed again to all that is wanted."""
         for partition in shard.partitions:
             if partition.index < len(self._outbound):
-                outbound = self._outbound[partition.index]
-                outbound.shard = shard
-                outbound.again()
+                self._outbound[partition.index].again()
         if self._inlet is not None and self.stats.connects > len(self.shards):
             self.stats.checked += len(self._lines)
             self._inlet.lost(None)

@@ -89,14 +89,14 @@ class _Batch:
 class Outbound:
     """The way to one partition.
 
-    :param shard: where it is now; replaced when it moves.
+    :param shard_of: where it is now.
     :param node: this node's id.
     :param time: unix seconds.
     """
 
     def __init__(
         self,
-        shard: Shard,
+        shard_of: Callable[[Partition], Shard],
         partition: Partition,
         node: str,
         time: Callable[[], float],
@@ -105,7 +105,7 @@ class Outbound:
         limit_bytes: int,
         history_bytes: int,
     ) -> None:
-        self.shard = shard
+        self._shard_of = shard_of
         self._partition = partition
         self._node = node
         self._time = time
@@ -121,7 +121,11 @@ class Outbound:
         self._number = 0
         self._scheduled = False
         self.bytes = 0
-        self.stats = shard.stats
+        self.stats = self.shard.stats
+
+    @property
+    def shard(self) -> Shard:
+        return self._shard_of(self._partition)
 
     def add(self, entry: Entry) -> None:
         """Send a publication with the others of this turn.

@@ -9,7 +9,7 @@
 -- was one with this idempotency key), s (superseded: there is a newer version).
 local fence = redis.call('GET', KEYS[1])
 if fence ~= ARGV[1] then
-  return redis.error_reply('FENCED')
+  return redis.error_reply('FENCED the engine is another one than this node knows')
 end
 local done = redis.call('HGET', KEYS[2], ARGV[3])
 if done then

@@ -5,7 +5,7 @@
 -- Returns: meta as text, length of the history, offset of the first entry that follows, entries.
 local fence = redis.call('GET', KEYS[1])
 if fence ~= ARGV[1] then
-  return redis.error_reply('FENCED')
+  return redis.error_reply('FENCED the engine is another one than this node knows')
 end
 local token = ARGV[2]
 local meta = meta_read(KEYS[2], KEYS[3], token, ARGV[3])

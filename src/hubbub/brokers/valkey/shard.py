@@ -63,7 +63,7 @@ class Shard:
     def __init__(
         self,
         name: str,
-        locate: Callable[[], Awaitable[Address]],
+        locate: Callable[[Shard], Awaitable[Address]],
         partitions: Iterable[Partition],
         *,
         timeout: float,
@@ -180,7 +180,7 @@ class Shard:
             self._ended.set()
 
     async def _connect(self) -> None:
-        address = await self._locate()
+        address = await self._locate(self)
         self.main = main = await Wire.connect(
             address, name=f"hubbub-{self._name}", timeout=CONNECT, pushed=self._pushed, lost=self._wire_lost
         )
@@ -231,6 +231,23 @@ class Shard:
         known = self.fences.get(partition.tag)
         self.fences[partition.tag] = (fence, fence.partition(" ")[0])
         return known is not None and known[0] != fence
+
+    # -- a Cluster's slots move
+
+    def give(self, partitions: list[Partition]) -> dict[bytes, Listener]:
+        """Partitions that are elsewhere now. Returns what was wanted of them."""
+        self.partitions = [partition for partition in self.partitions if partition not in partitions]
+        starts = tuple(partition.key("").encode() for partition in partitions)
+        given = {name: listener for name, listener in self._listeners.items() if name.startswith(starts)}
+        for name in given:
+            del self._listeners[name]
+        return {name: listener for name, listener in given.items() if listener != self._probe_heard}
+
+    def take(self, partitions: list[Partition], listeners: dict[bytes, Listener]) -> None:
+        """Partitions that are here now, and what is wanted of them: with a new connection."""
+        self.partitions += partitions
+        self._listeners.update(listeners)
+        self.drop()
 
     # -- pub/sub
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from hubbub.brokers.valkey.address import Address, Target
@@ -22,8 +22,8 @@ REFRESH: Final = 0.5
 class Topology:
     """The shards of an engine: one, or those of a Cluster.
 
-    :ivar shards: one for each primary; in a Cluster one for each run of partitions that were together at the start: when
-        slots move, a shard's partitions may be looked for at another server, and the run is split if they part.
+    :ivar shards: one for each primary; in a Cluster, when slots move, partitions that part get a shard each, and those that
+        come together may stay with two.
     :ivar on_up: handed on to each shard.
     :ivar on_sweep: called about twice a second.
     """
@@ -37,7 +37,7 @@ class Topology:
         self.shards: list[Shard] = []
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self.on_sweep: list[Callable[[float], None]] = []
-        self._of: list[Shard] = []
+        self._of: dict[int, Shard] = {}
         self._map: list[tuple[int, int, Address]] = []
         self._looked = 0.0
         self._looking: asyncio.Task[None] | None = None
@@ -46,24 +46,16 @@ class Topology:
         """Begin to connect."""
         partitions = self._keys.partitions
         if self._target.kind == "cluster":
-            # One connection for each partition's place would be many; so partitions that are together share one. Until
-            # the map is known, all are looked for together.
             groups = await self._groups()
         else:
             groups = [list(partitions)]
         for group in groups:
             self._add(group)
 
-    def _add(self, group: list[Partition]) -> None:
-        places: dict[str, Callable[[], Awaitable[Address]]] = {
-            "standalone": self._standalone,
-            "sentinel": self._sentinel,
-            "cluster": partial(self._cluster, group[0]),
-        }
-        locate = places[self._target.kind]
+    def _add(self, group: list[Partition]) -> Shard:
         shard = Shard(
             self._node,
-            locate,
+            self._locate,
             group,
             timeout=self._timeout,
             stats=self._stats,
@@ -74,10 +66,9 @@ class Topology:
             shard.on_sweep.append(self._swept)
         self.shards.append(shard)
         for partition in group:
-            while len(self._of) <= partition.index:
-                self._of.append(shard)
             self._of[partition.index] = shard
         shard.start()
+        return shard
 
     async def stop(self) -> None:
         """Let go of all."""
@@ -107,8 +98,10 @@ class Topology:
 
     # -- where is the primary?
 
-    async def _standalone(self) -> Address:
-        return self._target.seeds[0]
+    async def _locate(self, shard: Shard) -> Address:
+        if self._target.kind == "standalone":
+            return self._target.seeds[0]
+        return await (self._sentinel() if self._target.kind == "sentinel" else self._cluster(shard))
 
     async def _sentinel(self) -> Address:
         """What the first sentinel that answers says. (It may be wrong for a moment: whoever connects looks at the role.)"""
@@ -131,20 +124,44 @@ class Topology:
 
     # -- Cluster
 
-    async def _cluster(self, partition: Partition) -> Address:
+    async def _cluster(self, shard: Shard) -> Address:
         await self._look()
-        for low, high, address in self._map:
-            if low <= partition.slot <= high:
-                return address
-        raise WireError(f"no server of the Cluster has slot {partition.slot}", "CLUSTERDOWN")
+        self._part(shard)
+        address = self._place(shard.partitions[0])
+        if address is None:
+            raise WireError(f"no server of the Cluster has slot {shard.partitions[0].slot}", "CLUSTERDOWN")
+        return address
+
+    def _place(self, partition: Partition) -> Address | None:
+        return next((address for low, high, address in self._map if low <= partition.slot <= high), None)
+
+    def _part(self, shard: Shard) -> None:
+        """Move the partitions of a shard that are not where its first one is to another shard."""
+        here = self._place(shard.partitions[0])
+        away: dict[Address | None, list[Partition]] = {}
+        for partition in shard.partitions:
+            place = self._place(partition)
+            if place != here:
+                away.setdefault(place, []).append(partition)
+        for place, partitions in away.items():
+            listeners = shard.give(partitions)
+            other = next(
+                (each for each in self.shards if each is not shard and self._place(each.partitions[0]) == place), None
+            )
+            if other is None:
+                self._add(partitions).take([], listeners)
+            else:
+                for partition in partitions:
+                    self._of[partition.index] = other
+                other.take(partitions, listeners)
 
     async def _groups(self) -> list[list[Partition]]:
-        """The partitions, those of one server together."""
-        await self._look()
+        """The partitions, those of one server together; all, while the map cannot be had."""
+        with suppress(WireError):
+            await self._look()
         by_address: dict[Address | None, list[Partition]] = {}
         for partition in self._keys.partitions:
-            place = next((address for low, high, address in self._map if low <= partition.slot <= high), None)
-            by_address.setdefault(place, []).append(partition)
+            by_address.setdefault(self._place(partition), []).append(partition)
         return list(by_address.values())
 
     async def _look(self) -> None:

@@ -1,0 +1,357 @@
+"""The broker over a real Valkey, where it is more than the contract: generations, broken connections, a dead engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from hubbub.app import SystemClock
+from hubbub.brokers.valkey.address import Address, target_of
+from hubbub.brokers.valkey.broker import PATIENCE, ValkeyBroker
+from hubbub.brokers.valkey.keys import PARTITIONS, SLOTS, Keys, cluster_tags, slot_of
+from hubbub.brokers.valkey.wire import Wire, WireError
+from hubbub.errors import BrokerUnavailable, ClientError, ConfigurationError
+from hubbub.messages import Position
+from hubbub.settings import ChannelOptions
+from hubbub.stream import Publication, Recovery
+from tests.engine_support import WITHIN, Engine
+from tests.fault_proxy import fault_proxy
+from tests.support import settings_for
+
+pytestmark = pytest.mark.anyio
+KEEPS = ChannelOptions(history_size=100)
+LOCAL = ChannelOptions(history_size=100, offline="local")
+
+
+class Heard:
+    """An inlet that notes what it is handed."""
+
+    def __init__(self) -> None:
+        self.payloads: list[tuple[str, bytes]] = []
+        self.losses: list[str | None] = []
+
+    def deliver(self, channel: str, publication: Publication) -> None:
+        self.payloads.append((channel, publication.payload))
+
+    def lost(self, channel: str | None) -> None:
+        self.losses.append(channel)
+
+
+@asynccontextmanager
+async def node(url: str, **settings: Any) -> AsyncIterator[tuple[ValkeyBroker, Heard]]:
+    broker = ValkeyBroker(settings_for(valkey_url=url, **settings), SystemClock())
+    heard = Heard()
+    await broker.start(heard)
+    try:
+        yield broker, heard
+    finally:
+        await broker.stop()
+
+
+def publication(text: str) -> Publication:
+    return Publication(b'{"offset":', b',"text":"%b"}' % text.encode(), at=time.time())
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < end, f"in vain: {what}"
+        await asyncio.sleep(0.01)
+
+
+async def had(work: Callable[[], Awaitable[Any]]) -> Any:
+    """What comes of it, once the engine is there."""
+    end = time.monotonic() + WITHIN
+    while True:
+        try:
+            return await work()
+        except BrokerUnavailable:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+
+
+def texts(recovery: Recovery) -> list[bytes]:
+    return [each.payload for each in recovery.publications]
+
+
+# -- generations
+
+
+async def test_positions_are_good_after_a_restart_that_lost_nothing() -> None:
+    with Engine(appendonly="yes", appendfsync="always") as engine:
+        async with node(engine.unix_url) as (broker, heard):
+            await broker.subscribe("a")
+            for number in range(3):
+                before = await broker.publish("a", publication(str(number)), KEEPS)
+            await asyncio.to_thread(engine.kill)
+            await asyncio.to_thread(engine.start)
+            recovery = await had(lambda: broker.recover("a", Position(before.epoch, 1), 10, KEEPS))
+            assert recovery.recovered
+            assert [each.offset for each in recovery.publications] == [2, 3]
+            assert recovery.position.offset == 3
+            assert recovery.position.epoch != before.epoch, "the engine was restarted, and nobody can tell"
+            await until(lambda: None in heard.losses, "the hub is told to look at history")
+            after = await broker.publish("a", publication("3"), KEEPS)
+            assert after == Position(recovery.position.epoch, 4)
+            again = await broker.recover("a", before, 10, KEEPS)
+            assert again.recovered
+            assert [each.offset for each in again.publications] == [4]
+
+
+async def test_positions_beyond_what_was_lost_are_not_good() -> None:
+    """The engine comes back as it was two publications ago: their offsets are given again."""
+    with Engine() as engine:
+        async with node(engine.unix_url) as (broker, _):
+            for number in range(3):
+                kept = await broker.publish("a", publication(str(number)), KEEPS)
+            engine.call("SAVE")
+            for number in range(3, 5):
+                lost = await broker.publish("a", publication(str(number)), KEEPS)
+            assert (kept.offset, lost.offset) == (3, 5)
+            await asyncio.to_thread(engine.kill)
+            await asyncio.to_thread(engine.start)
+            assert not (await had(lambda: broker.recover("a", lost, 10, KEEPS))).recovered
+            for number in range(10, 14):
+                new = await broker.publish("a", publication(str(number)), KEEPS)
+            assert new.offset == 7, "offsets go on from what the engine still has"
+            assert not (await broker.recover("a", lost, 10, KEEPS)).recovered, "a silent hole: 4 and 5 are others now"
+            recovery = await broker.recover("a", kept, 10, KEEPS)
+            assert recovery.recovered
+            assert [each.offset for each in recovery.publications] == [4, 5, 6, 7]
+            assert b'"10"' in recovery.publications[0].payload
+
+
+async def test_an_empty_engine_begins_a_new_life() -> None:
+    with Engine() as engine:
+        async with node(engine.unix_url) as (broker, _):
+            before = await broker.publish("a", publication("0"), KEEPS)
+            await asyncio.to_thread(engine.kill)
+            await asyncio.to_thread(engine.start)
+            after = await had(lambda: broker.publish("a", publication("1"), KEEPS))
+            assert after.offset == 1
+            assert after.epoch.split(".")[0] != before.epoch.split(".")[0]
+            assert not (await broker.recover("a", before, 10, KEEPS)).recovered
+
+
+async def test_flushed_while_it_runs(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, heard):
+        await broker.subscribe("a")
+        before = await broker.publish("a", publication("0"), KEEPS)
+        await until(lambda: len(heard.payloads) == 1, "the first")
+        own_valkey.call("FLUSHALL")
+        after = await broker.publish("a", publication("1"), KEEPS)
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+        await until(lambda: len(heard.payloads) == 2, "the second")
+        assert heard.losses == ["a"], "the hub must be told that the epoch is another, before it gets anything of it"
+
+
+async def test_two_nodes_that_start_at_once_have_one_fence(own_valkey: Engine) -> None:
+    brokers = [ValkeyBroker(settings_for(valkey_url=own_valkey.unix_url), SystemClock()) for _ in range(4)]
+    await asyncio.gather(*(broker.start(Heard()) for broker in brokers))
+    try:
+        positions = await asyncio.gather(*(broker.publish("a", publication("x"), KEEPS) for broker in brokers))
+        assert sorted(position.offset for position in positions) == [1, 2, 3, 4]
+        assert len({position.epoch for position in positions}) == 1
+    finally:
+        for broker in brokers:
+            await broker.stop()
+
+
+# -- broken connections
+
+
+async def test_a_publication_whose_answer_was_lost_is_there_once(own_valkey: Engine) -> None:
+    """The engine carries it out, and the connection breaks before that is known here."""
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, _):
+        await broker.publish("a", publication("first"), KEEPS)
+        proxy.stall("down")
+        sent = [asyncio.ensure_future(broker.publish("a", publication(f"lost{number}"), KEEPS)) for number in range(5)]
+        engine = await Wire.connect(Address(path=str(own_valkey.socket)), name="test", timeout=5)
+        key = broker.keys.partition_of("a").key("h", "a")
+        while await engine.call("LLEN", key) < 6:
+            await asyncio.sleep(0.01)
+        engine.abort()
+        proxy.heal()
+        proxy.reset()
+        positions = await asyncio.wait_for(asyncio.gather(*sent), WITHIN)
+        assert [position.offset for position in positions] == [2, 3, 4, 5, 6]
+        _, page, _ = await broker.history("a", None, None, 50, KEEPS)
+        assert len(page) == 6
+
+
+async def test_a_black_hole_is_noticed(own_valkey: Engine) -> None:
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, heard):
+        await broker.subscribe("a")
+        await until(lambda: broker.healthy, "healthy at first")
+        proxy.stall()
+        began = time.monotonic()
+        await until(lambda: not broker.healthy, "it knows that it hears nothing")
+        assert time.monotonic() - began < 6
+        proxy.heal()
+        proxy.reset()
+        await until(lambda: broker.healthy, "healthy again")
+        assert None in heard.losses
+        await broker.publish("a", publication("x"), KEEPS)
+        await until(lambda: bool(heard.payloads), "subscribed again")
+
+
+async def test_scripts_that_the_engine_forgot_are_loaded_again(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, _):
+        await broker.publish("a", publication("0"), KEEPS)
+        own_valkey.call("SCRIPT", "FLUSH", "SYNC")
+        positions = await asyncio.gather(*(broker.publish("a", publication(str(n)), KEEPS) for n in range(600)))
+        assert [position.offset for position in positions] == list(range(2, 602))
+        own_valkey.call("SCRIPT", "FLUSH", "SYNC")
+        assert (await broker.recover("a", None, 0, KEEPS)).position.offset == 601
+
+
+async def test_a_refused_subscription_does_not_shift_the_replies(own_valkey: Engine) -> None:
+    own_valkey.call("ACL", "SETUSER", "narrow", "on", ">pw", "~*", "+@all", "resetchannels", "&mine:*")
+    wire = await Wire.connect(
+        Address(path=str(own_valkey.socket), username="narrow", password="pw"), name="t", timeout=5
+    )
+    outcomes: list[str] = []
+
+    def noted(what: str) -> Callable[[Any, WireError | None], None]:
+        return lambda reply, error: outcomes.append(f"{what} {error.code if error else reply}")
+
+    wire.send(("ECHO", "1"), noted("echo"))
+    wire.subscribe("SUBSCRIBE", ["yours:1", "yours:2"], noted("yours"))
+    wire.send(("ECHO", "2"), noted("echo"))
+    wire.subscribe("SUBSCRIBE", ["mine:1", "mine:2"], noted("mine"))
+    wire.send(("NOSUCH",), noted("wrong"))
+    assert await wire.call("ECHO", "3") == b"3"
+    assert outcomes == ["echo b'1'", "yours NOPERM", "echo b'2'", "mine None", "wrong ERR"]
+    wire.abort()
+
+
+# -- without an engine
+
+
+async def test_without_an_engine_it_is_refused_at_once_and_goes_on_by_itself(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, heard):
+        await broker.subscribe("a")
+        own_valkey.kill()
+        with pytest.raises(BrokerUnavailable):
+            await broker.publish("a", publication("x"), KEEPS)
+        await asyncio.sleep(PATIENCE)  # the breaker opens after that
+        began = time.monotonic()
+        for _ in range(1000):
+            with pytest.raises(BrokerUnavailable):
+                await broker.publish("a", publication("x"), KEEPS)
+        assert time.monotonic() - began < 1, "they pile up"
+        assert await broker.publish("a", publication("here"), LOCAL) == Position("", 0)
+        assert heard.payloads == [("a", b'{"offset":0,"text":"here"}')]
+        await asyncio.to_thread(own_valkey.start)
+        position = await had(lambda: broker.publish("a", publication("back"), KEEPS))
+        assert position.offset == 1
+        await until(lambda: len(heard.payloads) == 2, "it is heard again")
+
+
+async def test_a_short_absence_is_waited_for() -> None:
+    with Engine(appendonly="yes") as engine:
+        async with node(engine.unix_url) as (broker, _):
+            await broker.publish("a", publication("0"), KEEPS)
+            await asyncio.to_thread(engine.kill)
+            sent = asyncio.ensure_future(broker.publish("a", publication("1"), KEEPS))
+            await asyncio.to_thread(engine.start)
+            assert (await asyncio.wait_for(sent, WITHIN)).offset == 2
+
+
+async def test_what_waits_has_a_bound(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url, valkey_queue=64) as (broker, _):
+        own_valkey.pause()
+        try:
+            sent = [asyncio.ensure_future(broker.publish("a", publication("x"), KEEPS)) for _ in range(2000)]
+            done, _ = await asyncio.wait(sent, timeout=1.0)
+            errors = [each.exception() for each in done]
+            assert errors
+            assert all(isinstance(error, ClientError) and error.code == "busy" for error in errors)
+        finally:
+            own_valkey.resume()
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
+        placed = [each.offset for each in outcomes if isinstance(each, Position)]
+        assert placed == list(range(1, len(placed) + 1))
+
+
+async def test_a_node_starts_without_its_engine(own_valkey: Engine) -> None:
+    own_valkey.kill()
+    broker = ValkeyBroker(settings_for(valkey_url=own_valkey.unix_url, valkey_timeout=0.3), SystemClock())
+    await broker.start(Heard())
+    assert not broker.healthy
+    await asyncio.to_thread(own_valkey.start)
+    await until(lambda: broker.healthy, "it connects by itself")
+    await broker.stop()
+
+
+async def test_a_wrong_password_stops_the_start() -> None:
+    with Engine(user="hub", password="right") as engine:
+        url = f"valkey://hub:wrong@127.0.0.1:{engine.port}/0"
+        broker = ValkeyBroker(settings_for(valkey_url=url, valkey_timeout=2.0), SystemClock())
+        with pytest.raises(ConfigurationError, match="does not let us in"):
+            await broker.start(Heard())
+
+
+async def test_a_full_engine_refuses_and_goes_on(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, _):
+        await broker.publish("a", publication("0"), KEEPS)
+        own_valkey.call("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(ClientError, match="memory is full"):
+            await broker.publish("a", publication("1"), KEEPS)
+        own_valkey.call("CONFIG", "SET", "maxmemory", "0")
+        assert (await broker.publish("a", publication("2"), KEEPS)).offset == 2
+
+
+# -- names
+
+
+def test_the_forms_of_the_url() -> None:
+    assert target_of("unix:///run/v.sock?db=2").seeds[0] == Address("localhost", 6379, "/run/v.sock", db=2)
+    plain = target_of("valkey://u:p%40@h:1/3").server
+    assert (plain.host, plain.port, plain.username, plain.password, plain.db) == ("h", 1, "u", "p@", 3)
+    assert "p@" not in repr(plain), "a password in a log"
+    assert target_of("rediss://h").server.tls is not None
+    sentinel = target_of("valkey+sentinel://u:pw@a:1,b/my/2?sentinel_password=x")
+    assert (sentinel.kind, sentinel.service, sentinel.server.db) == ("sentinel", "my", 2)
+    assert [(each.host, each.port, each.password) for each in sentinel.seeds] == [("a", 1, "x"), ("b", 26379, "x")]
+    cluster = target_of("redis+cluster://a:1,b:2")
+    assert [str(each) for each in cluster.seeds] == ["a:1", "b:2"]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("foo://h", "no scheme"),
+        ("localhost:6379", "no scheme"),
+        ("redis://h/x", "no number of a database"),
+        ("redis://h:99999", "out of range"),
+        ("redis://h?socket_timeout=1", "no option 'socket_timeout'"),
+        ("unix://", "path of the socket"),
+        ("redis+sentinel://a:1", "name of the service"),
+        ("redis+cluster://a:1/3", "no number|only the database 0|makes no sense"),
+        ("redis+more://a", "unknown"),
+    ],
+)
+def test_a_wrong_url_is_explained(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        target_of(url)
+
+
+def test_partitions_of_a_cluster_are_spread() -> None:
+    assert slot_of("foo") == 12182  # the specification's own example would have it so: CRC16 of "foo" modulo 16384
+    slots = [slot_of(tag) for tag in cluster_tags()]
+    assert len(set(slots)) == PARTITIONS
+    for shards in (2, 3, 5, 8, 16):
+        counts = [0] * shards
+        for slot in slots:
+            counts[slot * shards // SLOTS] += 1
+        assert max(counts) - min(counts) <= 1, f"{counts} partitions on {shards} shards"
+    keys = Keys("p", cluster=True)
+    assert len({keys.partition_of(f"room:{number}").index for number in range(2000)}) == PARTITIONS
+    assert keys.partition_of("room:1").key("h", "room:1").startswith("p:{")
