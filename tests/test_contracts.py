@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from hubbub.app import SystemClock
 from hubbub.brokers.memory import MemoryBroker
+from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.ports import Broker
 from hubbub.testing import HandClock, MemoryEngine
 from hubbub.testing.contracts import BrokerContract, PeersContract, Place
@@ -61,3 +64,25 @@ class TestMemoryEnginePeers(PeersContract):
     @pytest.fixture
     def place(self) -> Place:
         return EnginePlace()
+
+
+class ValkeyPlace(Place):
+    """A server that all tests share; each has a prefix of its own."""
+
+    longest = 15.0
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.clock = SystemClock()
+        self._settings = settings
+
+    def broker(self, **settings: Any) -> Broker:
+        return ValkeyBroker(settings_for(**self._settings, **settings), self.clock)
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)  # what is turned nowhere has to be waited for
+
+
+class TestValkeyBroker(BrokerContract):
+    @pytest.fixture
+    def place(self, valkey_settings: dict[str, str]) -> Place:
+        return ValkeyPlace(valkey_settings)

@@ -103,6 +103,33 @@ class BrokerContract:
                 await nodes[-1].has(name, 1, 2, 3)
                 assert nodes[-1].texts(name) == {number + 1: f"{name} {number}" for number in range(3)}
 
+    async def test_handing_in_is_answered_in_order(self, place: Place) -> None:
+        """``submit``, where a broker has it: ``publish`` without waiting."""
+        async with place.nodes(self.nodes) as nodes:
+            submit = getattr(nodes[0].broker, "submit", None)
+            if submit is None:
+                pytest.skip("this broker has no `submit`: its `publish` does not wait")
+            await nodes[-1].broker.subscribe("a")
+            answers: list[tuple[str, Position | None, Exception | None]] = []
+
+            def hand_in(text: str, options: ChannelOptions = KEEPS, **how: Any) -> None:
+                publication = nodes[0].publication(text)
+                submit("a", publication, options, lambda *answer: answers.append((text, *answer)), **how)
+
+            for number in range(1, 51):
+                hand_in(str(number))
+            hand_in("bare", BARE)
+            hand_in("once", once="k", version=7)
+            hand_in("again", once="k")
+            hand_in("late", version=7)
+            assert answers == [], "it is answered later"
+            await place.until(lambda: len(answers) == 54, "all are answered")
+            assert [text for text, *_ in answers] == [*map(str, range(1, 51)), "bare", "once", "again", "late"]
+            assert [error for *_, error in answers] == [None] * 54
+            offsets = [position.offset for _, position, _ in answers if position is not None]
+            assert offsets == [*range(1, 51), 0, 51, 51, 51]
+            await nodes[-1].has("a", 0, *range(1, 52))
+
     # -- to the nodes
 
     async def test_every_subscribed_node_gets_it_and_no_other(self, place: Place) -> None:

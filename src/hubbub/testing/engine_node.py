@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from hubbub.errors import BrokerUnavailable
 from hubbub.messages import Position
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+Answered: TypeAlias = Callable[[Exception | None], None]
+
+
 class _Waiting(NamedTuple):
-    """A command that a stalled engine has not done. None waits for its answer where there is no future."""
+    """A command that a stalled engine has not done.
+
+    :ivar answered: called once, in the node's loop: it is done, or why it is not known to be.
+    """
 
     deadline: float
-    answer: asyncio.Future[None] | None
     work: Callable[[], object]
+    answered: Answered
 
 
 class _Asked:
@@ -105,12 +111,32 @@ class MemoryEngineBroker:
 
         :raises BrokerUnavailable: it was cut off, or waited for too long, or the answer was lost on command.
         """
-        position = await self.do(
-            lambda: self.engine.publish(self, channel, publication, options, once, version),
-        )
+        position = await self.do(lambda: self.engine.publish(self, channel, publication, options, once, version))
         if position is None:
-            raise BrokerUnavailable("the answer of the engine was lost (a test said so)")
+            raise _unanswered()
         return position
+
+    def submit(
+        self,
+        channel: str,
+        publication: Publication,
+        options: ChannelOptions,
+        done: Callable[[Position | None, Exception | None], None],
+        *,
+        once: str | None = None,
+        version: int | None = None,
+    ) -> None:
+        """The same without waiting: ``done`` is called in a later turn, with the position or what was raised."""
+        results: list[Position | None] = []
+
+        def work() -> None:
+            results.append(self.engine.publish(self, channel, publication, options, once, version))
+
+        def answered(error: Exception | None) -> None:
+            position = results[0] if results and error is None else None
+            done(position, error if error is not None or position is not None else _unanswered())
+
+        self._command(work, answered)
 
     async def relay(self, channel: str, publications: Sequence[Publication]) -> None:
         """As :class:`~hubbub.ports.Broker` has it."""
@@ -156,41 +182,44 @@ class MemoryEngineBroker:
 
         :raises BrokerUnavailable: cut off, or it waited for too long.
         """
-        if not self.connected:
-            raise BrokerUnavailable("the engine cannot be reached")
-        if not self.engine.stalled:
-            result = work()
-            await asyncio.sleep(0)
-            return result
         results: list[T] = []
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wait(answer, lambda: results.append(work()))
-        await answer
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._command(lambda: results.append(work()), partial(_settle, future))
+        await future
         return results[0]
 
-    def submit(self, work: Callable[[], object]) -> None:
-        """The same, without waiting for an answer; nothing comes of it while the engine cannot be reached."""
-        if self.connected and not self.engine.stalled:
-            work()
-        elif self.connected:
-            self._wait(None, work)
+    def push(self, work: Callable[[], object]) -> None:
+        """The same, without an answer; nothing comes of it while the engine cannot be reached."""
+        self._command(work, _nobody)
 
-    def _wait(self, answer: asyncio.Future[None] | None, work: Callable[[], object]) -> None:
-        deadline = self.engine.clock.monotonic() + self.settings.valkey_timeout
-        self._waiting.append(_Waiting(deadline, answer, work))
+    def _command(self, work: Callable[[], object], answered: Answered) -> None:
+        error: Exception | None = None
+        if not self.connected:
+            error = BrokerUnavailable("the engine cannot be reached")
+        elif self.engine.stalled:
+            deadline = self.engine.clock.monotonic() + self.settings.valkey_timeout
+            self._waiting.append(_Waiting(deadline, work, answered))
+            return
+        else:
+            try:
+                work()
+            except Exception as raised:
+                error = raised  # a full memory of idempotency keys, for one
+        self._in_loop(partial(answered, error))
 
     def do_waiting(self) -> None:
         """The engine answers again."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
-            each.work()
-            self._in_loop(partial(_answer, each.answer, None))
+            self._command(each.work, each.answered)
 
     def give_up(self, now: float) -> None:
         """Let what has waited for too long know that (monotonic seconds)."""
-        for each in self._waiting:
-            if each.deadline <= now:
-                self._in_loop(partial(_answer, each.answer, BrokerUnavailable("the engine does not answer in time")))
+        for at, each in enumerate(self._waiting):
+            if each.deadline <= now and each.answered is not _nobody:
+                error = BrokerUnavailable("the engine does not answer in time")
+                self._in_loop(partial(each.answered, error))
+                self._waiting[at] = each._replace(answered=_nobody)
 
     # -- the connection
 
@@ -204,7 +233,7 @@ class MemoryEngineBroker:
         self._link += 1
         waiting, self._waiting = self._waiting, []
         for each in waiting:
-            self._in_loop(partial(_answer, each.answer, BrokerUnavailable("the connection to the engine was lost")))
+            self._in_loop(partial(each.answered, BrokerUnavailable("the connection to the engine was lost")))
 
     def catch_up(self) -> None:
         """Say what follows from having been away."""
@@ -299,7 +328,7 @@ class MemoryEnginePeers:
 
     def here(self, channel: str, user_id: str, here: Here | None) -> None:
         """As :class:`~hubbub.ports.Peers` has it."""
-        self._broker.submit(lambda: self._engine.say_here(self.node, channel, user_id, here))
+        self._broker.push(lambda: self._engine.say_here(self.node, channel, user_id, here))
 
     async def who(self, channel: str) -> dict[str, dict[str, Here]]:
         """As :class:`~hubbub.ports.Peers` has it.
@@ -347,7 +376,7 @@ class MemoryEnginePeers:
 
     def leave(self) -> None:
         """As :class:`~hubbub.ports.Peers` has it."""
-        self._broker.submit(lambda: self._engine.leave(self.node))
+        self._broker.push(lambda: self._engine.leave(self.node))
 
     def declare(self) -> None:
         """The engine may have lost this node's presence, or this node that of others: all of it anew."""
@@ -361,10 +390,18 @@ def _new_id() -> str:
     return secrets.token_urlsafe(9)
 
 
-def _answer(answer: asyncio.Future[None] | None, error: Exception | None) -> None:
-    if answer is None or answer.done():
+def _unanswered() -> BrokerUnavailable:
+    return BrokerUnavailable("the answer of the engine was lost (a test said so)")
+
+
+def _nobody(error: Exception | None) -> None:
+    """Nobody waits for this answer."""
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
         return
     if error is None:
-        answer.set_result(None)
+        future.set_result(None)
     else:
-        answer.set_exception(error)
+        future.set_exception(error)
