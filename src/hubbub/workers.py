@@ -273,7 +273,7 @@ class Supervisor:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "hubbub.worker", str(slot.index),
-                stdin=asyncio.subprocess.PIPE, pass_fds=(*sockets, theirs), process_group=0,
+                stdin=asyncio.subprocess.PIPE, pass_fds=(*sockets, theirs), start_new_session=True,
                 env={**self._environment, "HUBBUB_WORKER": str(slot.index)},
             )  # fmt: skip
         finally:

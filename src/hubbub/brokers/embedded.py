@@ -149,7 +149,7 @@ class EmbeddedValkey:
                     "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), *self._command(),
                     stdin=theirs, stdout=written, stderr=written, cwd=self.home,
                     # who is told to end in a terminal is whoever started it; and as long as it lives, the lock is held
-                    process_group=0, pass_fds=(self._lock.fileno(),),
+                    start_new_session=True, pass_fds=(self._lock.fileno(),),
                 )  # fmt: skip
         finally:
             os.close(theirs)
