@@ -75,6 +75,7 @@ class Shard:
         self.partitions = list(partitions)
         self._timeout = timeout
         self.stats = stats
+        self._sharded = sharded
         self._subscribe = "SSUBSCRIBE" if sharded else "SUBSCRIBE"
         self._unsubscribe = "SUNSUBSCRIBE" if sharded else "UNSUBSCRIBE"
         self.publish_verb = "SPUBLISH" if sharded else "PUBLISH"
@@ -295,9 +296,9 @@ class Shard:
         if wire is None or not self.up:
             _release(news)
             return
-        for part in _parts(list(farewells)):
+        for part in self._parts(farewells):
             wire.subscribe(self._unsubscribe, part, lambda reply, error: None)
-        for part in _parts(list(news)):
+        for part in self._parts(news):
             waiting = [future for channel in part for future in news[channel]]
 
             def answered(reply: Any, error: WireError | None, waiting: list[asyncio.Future[None]] = waiting) -> None:
@@ -310,6 +311,15 @@ class Shard:
 
             wire.subscribe(self._subscribe, part, answered)
 
+    def _parts(self, channels: Iterable[str]) -> Iterable[list[str]]:
+        """As many as one command may name: of a Cluster, those of one slot."""
+        by_slot: dict[str, list[str]] = {}
+        for channel in channels:
+            by_slot.setdefault(channel.partition("}")[0] if self._sharded else "", []).append(channel)
+        for together in by_slot.values():
+            for start in range(0, len(together), AT_ONCE):
+                yield together[start : start + AT_ONCE]
+
     def _refused(self, error: WireError) -> None:
         if error.code in GONE:
             self.drop()
@@ -319,7 +329,7 @@ class Shard:
         self._listeners[probe.encode()] = self._probe_heard
         wanted = [channel.decode() for channel in self._listeners]
         confirmed: list[asyncio.Future[None]] = []
-        for part in _parts(wanted):
+        for part in self._parts(wanted):
             done: asyncio.Future[None] = self._loop.create_future()
             confirmed.append(done)
             wire.subscribe(self._subscribe, part, partial(_settle, done))
@@ -327,9 +337,9 @@ class Shard:
             await asyncio.gather(*confirmed)
         # what was wanted meanwhile, or not any more
         before, now = set(wanted), {channel.decode() for channel in self._listeners}
-        for part in _parts(list(now - before)):
+        for part in self._parts(now - before):
             wire.subscribe(self._subscribe, part, lambda reply, error: None)
-        for part in _parts(list(before - now)):
+        for part in self._parts(before - now):
             wire.subscribe(self._unsubscribe, part, lambda reply, error: None)
 
     def _pushed(self, push: list[Any]) -> None:
@@ -440,11 +450,6 @@ def _release(news: dict[str, list[asyncio.Future[None]]]) -> None:
         for future in futures:
             if not future.done():
                 future.set_result(None)
-
-
-def _parts(channels: list[str]) -> Iterable[list[str]]:
-    for start in range(0, len(channels), AT_ONCE):
-        yield channels[start : start + AT_ONCE]
 
 
 def _fields(info: Any) -> dict[str, str]:

@@ -110,7 +110,7 @@ class Wire(asyncio.Protocol):
 
     def send(self, args: tuple[Any, ...], answered: Answered) -> None:
         """Send a command; ``answered`` is told its reply."""
-        if self.closed or self._transport is None:
+        if self.closed or self._transport is None or self._transport.is_closing():
             answered(None, WireError(CLOSED))
             return
         self._waiting.append(answered)
@@ -118,7 +118,7 @@ class Wire(asyncio.Protocol):
 
     def send_many(self, commands: list[tuple[tuple[Any, ...], Answered]]) -> None:
         """Send several commands with one write."""
-        if self.closed or self._transport is None:
+        if self.closed or self._transport is None or self._transport.is_closing():
             for _, answered in commands:
                 answered(None, WireError(CLOSED))
             return
@@ -127,7 +127,7 @@ class Wire(asyncio.Protocol):
 
     def subscribe(self, verb: str, channels: list[str], answered: Answered) -> None:
         """Send a SUBSCRIBE (or SSUBSCRIBE, UNSUBSCRIBE, …) of some channels; ``answered`` once all are confirmed."""
-        if self.closed or self._transport is None:
+        if self.closed or self._transport is None or self._transport.is_closing():
             answered(None, WireError(CLOSED))
             return
         self._waiting.append(_Confirm(len(channels), answered))
