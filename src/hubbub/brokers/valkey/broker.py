@@ -304,6 +304,10 @@ class ValkeyBroker:
         inlet = self._inlet
         if inlet is None:
             return
+        if payload[:1] == b"\0":
+            if self._peers is not None:
+                self._peers.marked(line.name, payload)
+            return
         head, _, body = payload.partition(b"\n")
         epoch, _, number = head.partition(b" ")
         publications = _decode(body)

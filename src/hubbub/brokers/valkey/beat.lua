@@ -1,0 +1,42 @@
+-- A node's beat: it lives for so long again, and hears who else does.
+-- KEYS: nodes (zset: when each lease ends), what they say of themselves (hash), the gone (zset: from when one may clean up
+-- after each), bus (hash: epoch, numbers). ARGV: node, what it says, lease, beat, claim (ms), an epoch for a new bus.
+-- Who is in `nodes` has not been taken for gone by anybody; who is taken out of it, by whichever node beats first after
+-- its lease ended, is gone for all, and hears so with its next beat.
+-- Returns: whether this node's lease had ended (or was never there), a node to clean up after or "", the bus: epoch,
+-- number for all, number for this node; then node and what it says, for each other one.
+local nodes, says, gone, bus = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local node, lease, beat, claim = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- nobody has beaten for a while: it was the engine that was away, not the nodes
+local newest = redis.call('ZREVRANGE', nodes, 0, 0, 'WITHSCORES')
+if newest[2] and newest[2] - lease + 2 * beat < now then
+  for _, other in ipairs(redis.call('ZRANGE', nodes, 0, -1)) do
+    redis.call('ZADD', nodes, now + lease, other)
+  end
+end
+
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. now)) do
+  redis.call('ZREM', nodes, other)
+  redis.call('HDEL', says, other)
+  redis.call('ZADD', gone, now, other)
+end
+local lost = redis.call('ZADD', nodes, now + lease, node)
+redis.call('HSET', says, node, ARGV[2])
+redis.call('ZREM', gone, node)
+local dirty = redis.call('ZRANGEBYSCORE', gone, '-inf', now, 'LIMIT', 0, 1)[1]
+if dirty then
+  redis.call('ZADD', gone, now + claim, dirty)
+end
+redis.call('HSETNX', bus, 'epoch', ARGV[6])
+local numbers = redis.call('HMGET', bus, 'epoch', 'all', node)
+local result = {lost, dirty or '', numbers[1], tonumber(numbers[2] or 0), tonumber(numbers[3] or 0)}
+for _, other in ipairs(redis.call('ZRANGE', nodes, 0, -1)) do
+  if other ~= node then
+    result[#result + 1] = other
+    result[#result + 1] = redis.call('HGET', says, other) or ''
+  end
+end
+return result

@@ -1,0 +1,7 @@
+-- Go on cleaning up after a node that is gone. KEYS: the gone. ARGV: node, claim (ms). Returns 0 if it is back.
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  return 0
+end
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[2]), ARGV[1])
+return 1
