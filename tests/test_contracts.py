@@ -11,7 +11,7 @@ from hubbub.app import SystemClock
 from hubbub.brokers.memory import MemoryBroker
 from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.ports import Broker
-from hubbub.testing import HandClock, MemoryEngine
+from hubbub.testing import FaultyBroker, HandClock, MemoryEngine
 from hubbub.testing.contracts import BrokerContract, PeersContract, Place
 from tests.support import settings_for
 
@@ -58,6 +58,19 @@ class TestMemoryEngine(BrokerContract):
     @pytest.fixture
     def place(self) -> Place:
         return EnginePlace()
+
+
+class FaultlessPlace(EnginePlace):
+    """A broker that fails on command does what the one within does, until it is told to fail."""
+
+    def broker(self, **settings: Any) -> Broker:
+        return FaultyBroker(super().broker(**settings))
+
+
+class TestFaultyBroker(BrokerContract):
+    @pytest.fixture
+    def place(self) -> Place:
+        return FaultlessPlace()
 
 
 class TestMemoryEnginePeers(PeersContract):

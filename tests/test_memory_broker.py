@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hubbub.brokers.memory import MemoryBroker
+from hubbub.brokers.memory import MemoryBroker, Once
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.messages import Position
 from hubbub.settings import ChannelOptions
@@ -136,6 +136,61 @@ async def test_bytes_over_all_channels() -> None:
     assert not (await broker.recover("c0", Position(position.epoch, 0), 10, OPTIONS)).recovered
 
 
+async def test_as_many_keys_as_there_is_room_for() -> None:
+    """A key that were forgotten too soon would let something be published twice: further ones are refused instead."""
+    once = Once(limit=3)
+    for number in range(3):
+        assert once.find("a", str(number), 1000.0 + number) is None
+        once.note("a", str(number), Position("e", number), 1000.0 + number)
+    with pytest.raises(ClientError) as refused:
+        once.find("a", "3", 1010.0)
+    assert refused.value.code is ErrorCode.BUSY
+    assert refused.value.retry_after == 290.0, "then the oldest is due"
+    assert once.find("a", "0", 1010.0) == Position("e", 0), "who tries again is answered all the same"
+    assert once.find("a", "3", 1300.0) is None
+    assert len(once) == 2
+    once.note("b", "3", Position("e", 9), 1300.0)
+    once.forget("a", after=1)
+    assert [once.find("a", "1", 1300.0), once.find("b", "3", 1300.0)] == [Position("e", 1), Position("e", 9)]
+    assert len(once) == 2
+
+
+async def test_what_is_not_published_is_not_kept_nor_told() -> None:
+    broker, inlet, clock = await started()
+    first = await broker.publish("a", publication(clock), OPTIONS, once="k", version=3)
+    assert await broker.publish("a", publication(clock), OPTIONS, once="k", version=4) == first
+    assert await broker.publish("a", publication(clock), OPTIONS, once="l", version=3) == first
+    assert inlet.got == [("a", 1)]
+    assert broker.bytes == OVERHEAD + 10
+    # "l" was not used, since its version was too old: with a newer one it is published
+    assert (await broker.publish("a", publication(clock), OPTIONS, once="l", version=4)).offset == 2
+    clock.advance(301)
+    broker.sweep(clock.time())
+    assert len(broker._once) == 0
+
+
+async def test_a_version_goes_with_its_channel() -> None:
+    broker, _, clock = await started()
+    await broker.publish("a", publication(clock), OPTIONS, version=9)
+    for _ in range(3):
+        clock.advance(101)
+        broker.sweep(clock.time())
+    assert len(broker) == 0
+    assert broker._versions == {}
+    assert (await broker.publish("a", publication(clock), OPTIONS, version=1)).offset == 1
+
+
+async def test_the_end_forgets_all_of_it() -> None:
+    broker, inlet, clock = await started()
+    old = await broker.publish("a", publication(clock), OPTIONS, once="k", version=9)
+    await broker.stop()
+    assert broker.bytes == len(broker) == 0
+    await broker.start(inlet)
+    new = await broker.publish("a", publication(clock), OPTIONS, once="k", version=9)
+    assert new.offset == 1
+    assert new.epoch != old.epoch
+
+
 class BrokerMachine(RuleBasedStateMachine):
     """Whatever happens: the bytes add up, and the bounds hold."""
 
@@ -170,6 +225,19 @@ class BrokerMachine(RuleBasedStateMachine):
         self.last[key] = position.offset
         assert self.inlet.got[-1] == (name, position.offset)
 
+    @rule(name=names, version=st.integers(0, 4), key=st.sampled_from("xyz"))
+    def publish_newer(self, name: str, version: int, key: str) -> None:
+        told = len(self.inlet.got)
+        try:
+            position = self.run(
+                self.broker.publish(name, publication(self.clock), OPTIONS, once=f"{key}{version}", version=version)
+            )
+        except ClientError:
+            return
+        if len(self.inlet.got) > told:
+            assert position.offset == self.last.get((name, position.epoch), 0) + 1
+            self.last[name, position.epoch] = position.offset
+
     @rule(name=names)
     def subscribe(self, name: str) -> None:
         self.run(self.broker.subscribe(name))
@@ -202,6 +270,7 @@ class BrokerMachine(RuleBasedStateMachine):
         assert self.broker.bytes <= 2000 + 1024
         assert len(self.broker) <= 4
         assert set(self.broker._idle) <= set(self.broker._histories)
+        assert set(self.broker._versions) <= set(self.broker._histories)
 
 
 TestBroker = BrokerMachine.TestCase
