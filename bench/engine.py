@@ -17,8 +17,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import msgspec
 import psutil
 
 from bench.servers import CACHE, Failed, Missing, placed
-from hubbub.brokers.valkey.keys import Keys
+from hubbub.brokers.valkey.keys import Keys, Partition
 from hubbub.brokers.valkey.outbound import Entry, Outbound, stored
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH
 from hubbub.commands import publication_of
@@ -181,6 +182,10 @@ class _Tape:
         self.commands.append(packed(*command))
 
 
+def _always(tape: Any, partition: Partition) -> Any:
+    return tape
+
+
 class Batches:
     """Calls of the publish script, made beforehand by the broker's own code; only the number of the batch is put in later."""
 
@@ -199,7 +204,13 @@ class Batches:
         for turn in range(max(1, channels // 4)):
             tape: Any = _Tape(fence)
             outbound = Outbound(
-                tape, partition, "benchbenchbe", time.time, limit=1 << 20, limit_bytes=1 << 30, history_bytes=1 << 20
+                partial(_always, tape),
+                partition,
+                "benchbenchbe",
+                time.time,
+                limit=1 << 20,
+                limit_bytes=1 << 30,
+                history_bytes=1 << 20,
             )
             outbound._number = self.NUMBERS - 1  # reached into, so that the broker itself makes what is measured
             for index in range(batch := self.batch):
@@ -233,37 +244,40 @@ def alone(
     seconds: float,
     text_bytes: int = 50,
     depth: int = 4,
-    listen: bool = True,
+    listeners: int = 1,
 ) -> Result:
     """What the engine does when nothing else limits it: messages per second, and its CPU.
 
     :param depth: batches under way at a time.
+    :param listeners: connections that are subscribed to all channels, as so many nodes would be.
     """
-    publisher, subscriber = running.connect(), running.connect()
-    try:
+    with ExitStack() as stack:
+        publisher, *subscribers = [stack.enter_context(closing(running.connect())) for _ in range(1 + listeners)]
         fence = _prepared(publisher)
-        if listen:
-            names = [f"hubbub:{{0}}:c:r{channel}" for channel in range(channels)]
+        names = [f"hubbub:{{0}}:c:r{channel}" for channel in range(channels)]
+        for subscriber in subscribers:
             subscriber.socket.sendall(packed("SUBSCRIBE", *names))
             for _ in names:
                 subscriber.reply()
         batches = Batches(fence, batch, channels, text_bytes)
-        return Flood(running, publisher, subscriber, batches, depth, listen).run(seconds)
-    finally:
-        publisher.close()
-        subscriber.close()
+        return Flood(running, publisher, [each.socket for each in subscribers], batches, depth).run(seconds)
 
 
 class Flood:
-    """Sends batches as fast as they are answered, and reads what the subscriber gets."""
+    """Sends batches as fast as they are answered, and reads what the subscribers get."""
 
     def __init__(
-        self, engine: Engine, publisher: Connection, subscriber: Connection, batches: Batches, depth: int, listen: bool
+        self,
+        engine: Engine,
+        publisher: Connection,
+        subscribers: list[socket.socket],
+        batches: Batches,
+        depth: int,
     ) -> None:
         self.process = psutil.Process(engine.pid)
-        self.publisher, self.subscriber, self.batches = publisher, subscriber, batches
-        self.depth, self.listen = depth, listen
-        self.under_way = self.answered = self.heard = 0
+        self.publisher, self.subscribers, self.batches = publisher, subscribers, batches
+        self.depth = depth
+        self.under_way = self.answered = self.heard = self.heard_bytes = self.sent_bytes = 0
 
     def run(self, seconds: float) -> Result:
         self._until(time.monotonic() + min(2.0, seconds))  # every history is full then
@@ -279,21 +293,27 @@ class Flood:
             "engine_cpu": engine_cpu,
             "client_cpu": 100 * (time.process_time() - own) / took,
             "engine_us": engine_cpu * 1e4 / rate,
+            "bytes_in": self.sent_bytes / max(1, self.answered * self.batches.batch),
+            "bytes_out": self.heard_bytes / max(1, self.heard),
         }
 
     def _until(self, end: float) -> None:
-        sockets = [self.publisher.socket, *([self.subscriber.socket] if self.listen else [])]
+        sockets, count = [self.publisher.socket, *self.subscribers], len(self.subscribers)
         while time.monotonic() < end:
-            behind = self.listen and self.answered * self.batches.batch - self.heard > 50_000
+            behind = count * self.answered * self.batches.batch - self.heard > count * 50_000
             while self.under_way < self.depth and not behind:
-                self.publisher.socket.sendall(self.batches.next())
+                command = self.batches.next()
+                self.publisher.socket.sendall(command)
+                self.sent_bytes += len(command)
                 self.under_way += 1
             for ready in select.select(sockets, [], [], 0.1)[0]:
                 if ready is self.publisher.socket:
                     self._answers()
                 else:
+                    data = ready.recv(1 << 20)
+                    self.heard_bytes += len(data)
                     # counted by their texts: a reader of the protocol would cost more than the engine
-                    self.heard += ready.recv(1 << 20).count(b"~P")
+                    self.heard += data.count(b"~P")
 
     def _answers(self) -> None:
         self.publisher.reader.feed(self.publisher.socket.recv(1 << 20))
@@ -307,6 +327,7 @@ class Flood:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
     parser.add_argument("--batch", default="1,8,64,100,200", help="messages per call of the script, comma-separated")
+    parser.add_argument("--listeners", default="1", help="connections subscribed to all channels, comma-separated")
     parser.add_argument("--channels", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--text-bytes", type=int, default=50)
@@ -315,21 +336,25 @@ def main() -> None:
     placed(cores[0], 0)
     with engine(cores[-1]) as running:
         for batch in map(int, options.batch.split(",")):
-            for listen in (True, False):
+            for listeners in map(int, options.listeners.split(",")):
                 result = alone(
                     running,
                     batch=batch,
                     channels=options.channels,
                     seconds=options.seconds,
                     text_bytes=options.text_bytes,
-                    listen=listen,
+                    listeners=listeners,
                 )
-                print(f"batches of {batch:4}, {'1 subscriber' if listen else 'nobody hears':12}: {said(result)}")
+                print(f"batches of {batch:4}, {listeners:2} subscribed: {said(result)}")
 
 
 def said(result: Result) -> str:
     cpus = f"engine {result['engine_cpu']:.0f} %, client {result['client_cpu']:.0f} %"
-    return f"{result['value']:9,.0f} messages/s, {result['engine_us']:.1f} µs each; {cpus}; heard {result['heard_per_s']:,.0f}/s"
+    return f"{result['value']:9,.0f} messages/s, {result['engine_us']:.1f} µs each; {cpus}; {wide(result)}"
+
+
+def wide(result: Result) -> str:
+    return f"heard {result['heard_per_s']:,.0f}/s; {result['bytes_in']:.0f} bytes in, {result['bytes_out']:.0f} out"
 
 
 if __name__ == "__main__":

@@ -140,12 +140,15 @@ def engine_alone(bench: NodeBench) -> Result:
     return {"value": by_batch["batch_100"]["value"], **by_batch}
 
 
-def through(subscribers: int) -> Callable[[NodeBench], Result]:
-    """100 clients of node A publish on a channel each; so many clients of node B are subscribed to each."""
+def through(
+    subscribers: int, *, publishers: int = CHANNELS, window: int | None = None, count: int = 2, shared: bool = True
+) -> Callable[[NodeBench], Result]:
+    """Clients of node A publish on 100 channels; so many clients of node B (alone: of A) are subscribed to each."""
 
     def measure(bench: NodeBench) -> Result:
-        with bench.nodes() as nodes:
-            result = carried(bench, nodes, CHANNELS, subscribers, CHANNELS, window=bench.options.window)
+        with bench.nodes(count, shared=shared) as nodes:
+            under_way = bench.options.window if window is None else window
+            result = carried(bench, nodes, CHANNELS, subscribers, publishers, window=under_way)
         return {**result, "value": result["messages_per_s"]}
 
     return measure
@@ -444,10 +447,31 @@ def _fan_outs() -> Iterator[NodeCase]:
 CASES = (
     NodeCase("engine", "engine", "the engine alone (the same script, batches of 100)", engine_alone),
     NodeCase(
+        "through-memory",
+        "through",
+        "clients to 1 client per channel, on one node, memory broker",
+        through(1, count=1, shared=False),
+        base="engine",
+    ),
+    NodeCase(
         "through-1", "through", "clients of A to 1 client of B per channel", through(1), base="engine", goal="≥ 0.7"
     ),
     NodeCase(
         "through-10", "through", "clients of A to 10 clients of B per channel", through(10), base="engine", goal="≥ 0.7"
+    ),
+    NodeCase(
+        "single-memory",
+        "through",
+        "1,000 clients, each one message under way, on one node, memory broker",
+        through(1, publishers=1000, window=1, count=1, shared=False),
+        base="engine",
+    ),
+    NodeCase(
+        "single-1",
+        "through",
+        "1,000 clients of A, each one message under way, to 1 client of B per channel",
+        through(1, publishers=1000, window=1),
+        base="engine",
     ),
     NodeCase(
         "app-1", "app", "the app's code on A to 1 client of B per channel", from_app(1), base="engine", goal="≥ 0.7"
