@@ -56,6 +56,7 @@ class Order:
     :ivar next: the offset of the publication to deliver next; 0 while nobody has been told a position.
     :ivar top: the highest offset that came in this epoch.
     :ivar readers: how many are just subscribing.
+    :ivar replays: a new epoch has nothing that was delivered in an old one. (A room restored from a backup has.)
     :ivar filling: somebody is asking history already. (For who asks; nothing here looks at it.)
     """
 
@@ -70,6 +71,7 @@ class Order:
         "filling",
         "next",
         "readers",
+        "replays",
         "top",
     )
 
@@ -79,6 +81,7 @@ class Order:
         self.top = 0
         self.readers = 0
         self.filling = False
+        self.replays = False
         self._doubtful = False
         self._doubts = 0
         self._holds = False
@@ -192,6 +195,10 @@ class Order:
             if self.next > since.offset + 1:
                 self._doubtful = True  # some have come meanwhile: the rest may be had
                 return Answer(passed)
+        if self.replays and position.epoch != self.epoch and position.offset:
+            # all of the new epoch is new to everybody: after the gap, history may still have it from its beginning
+            self._doubtful = True
+            return self._jump(Position(position.epoch, 0), 1)
         return self._jump(position, since.offset)
 
     def learn(self, position: Position) -> Answer:
