@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -276,6 +276,15 @@ class TokenVerifier:
             return True
         since = self._revoked_users.get(identity.user_id)
         return since is not None and (identity.issued is None or identity.issued < since)
+
+    def revoked(self, now: float) -> Iterator[tuple[str | None, str | None, float, float]]:
+        """What is revoked at ``now``: (user, ``jti``, since, until) of each, in unix seconds; user or ``jti`` is None."""
+        for jti, until in list(self._revoked_tokens.items()):
+            if until > now:
+                yield None, jti, 0.0, until
+        for user, since in list(self._revoked_users.items()):
+            if since + REVOCATION_MEMORY > now:
+                yield user, None, since, since + REVOCATION_MEMORY
 
     def sweep(self, now: float) -> None:
         """Forget revocations that can no longer matter. O(revocations): call it about once a minute."""

@@ -129,9 +129,12 @@ class Cluster:
         """Send all other nodes (or one) a message. False: the engine is away, so they may not get it."""
         return await self._send(letter_of(message), node)
 
-    async def ask(self, message: Struct, *, timeout: float = ASK_SECONDS) -> Answers:
-        """Send all other nodes a message, and return the answers of those that answer in time (seconds, from when it
-        was sent). It does not wait for nodes that are gone."""
+    async def ask(self, message: Struct, *, timeout: float | None = None) -> Answers:
+        """Send all other nodes a message, and return the answers of those that answer in time. It does not wait for nodes
+        that are gone.
+
+        :param timeout: seconds, from when it was sent; by default :data:`ASK_SECONDS`.
+        """
         if self.peers is None:
             return Answers()
         assert self._hub.loop is not None, "the hub is not running"
@@ -144,7 +147,7 @@ class Cluster:
         try:
             question.answers.told = await self._send(letter_of(message, number))
             if question.answers.told:
-                await asyncio.wait((question.done,), timeout=timeout)
+                await asyncio.wait((question.done,), timeout=ASK_SECONDS if timeout is None else timeout)
         finally:
             del self._asks[number]
         if not question.settled():

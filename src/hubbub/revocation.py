@@ -3,13 +3,16 @@
 There is no hole between a revocation and a token that connects elsewhere at that moment. The fact is kept in the engine
 *before* the others are told. A node checks a token and enters its session without waiting in between, so when it is told,
 each session is there to be closed, or comes later and is refused. A node that starts hears the others first, and reads
-what is kept before it lets anybody in; one that was cut off reads it once it hears the others again.
+what is kept before it lets anybody in; one that was cut off reads it once it hears the others again. And what an engine
+that came back empty does not know any more, every node tells it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -26,6 +29,8 @@ log = logging.getLogger("hubbub")
 
 KEPT: Final = "revoked"
 """The kind of fact that the engine keeps."""
+AT_ONCE: Final = 200
+"""Facts that are told to the engine side by side."""
 AHEAD: Final = 60.0
 """Seconds that another machine's clock may be ahead: no revocation refuses tokens issued later than that."""
 
@@ -81,7 +86,20 @@ class Revocations:
                 raise BrokerUnavailable("the other nodes could not be told of a revocation")
             if self._unsaid.get(key) is fact:
                 del self._unsaid[key]
-        self._learn((await peers.kept(KEPT)).values())
+        kept = await peers.kept(KEPT)
+        self._learn(kept.values())
+        await self._teach(kept.keys())
+
+    async def _teach(self, kept: Collection[str]) -> None:
+        """Keep in the engine what it does not have (any more): it may have come back empty."""
+        now = self._hub.clock.time()
+        known = (Revoke(at, until, user, token) for user, token, at, until in self._hub.entrance.verifier.revoked(now))
+        missing = iter([fact for fact in known if fact.key not in kept])
+        while some := list(islice(missing, AT_ONCE)):
+            results = await asyncio.gather(*map(self._keep, some), return_exceptions=True)
+            for result in results:
+                if result is not None:
+                    raise result
 
     def _learn(self, kept: Iterable[bytes]) -> None:
         entrance, now = self._hub.entrance, self._hub.clock.time()

@@ -1,0 +1,497 @@
+"""What one says on one node of a cluster, all nodes do: sessions end, tokens are taken back, people are notified."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from hubbub import Hubbub
+from hubbub.auth import REVOCATION_MEMORY
+from hubbub.control import Announce, Count, Disconnect, Revoke, letter_of
+from hubbub.entrance import REMEMBER_REVOCATION
+from hubbub.errors import ClientError, ErrorCode
+from hubbub.ports import LEASE
+from hubbub.testing import HandClock, MemoryEngine
+from tests.support import Client, Running, running, settings_for, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Cluster:
+    """Servers in this process that share an engine, and a clock that is turned by hand."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self.clock = HandClock()
+        self.engine = MemoryEngine(self.clock)
+        self.nodes: list[Running] = []
+
+    async def add(self, **settings: Any) -> Running:
+        chosen = settings_for(**settings)
+        app = FastAPI()
+        Hubbub(app, settings=chosen, clock=self.clock, broker=self.engine.broker(chosen))
+        node = await self._stack.enter_async_context(running(chosen, app=app))
+        self.nodes.append(node)
+        await until(lambda: all(len(each.hub.cluster.others) == len(self.nodes) - 1 for each in self.nodes))
+        return node
+
+    def forget(self, node: Running) -> None:
+        """It is gone: nobody has to know it any more."""
+        self.nodes.remove(node)
+
+    async def settled(self) -> None:
+        """What was told has been heard, and what is read again has been read."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await until(lambda: not any(each.hub.cluster._resyncing for each in self.nodes))
+
+
+@asynccontextmanager
+async def cluster(count: int = 2, **settings: Any) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        made = Cluster(stack)
+        for _ in range(count):
+            await made.add(**settings)
+        yield made
+
+
+@asynccontextmanager
+async def with_token(node: Running, token: str, **options: Any) -> AsyncIterator[Client]:
+    async with node.client(path=f"/ws?token={token}", **options) as client:
+        yield client
+
+
+async def refuses(node: Running, token: str) -> bool:
+    """Whether a node refuses a token now."""
+    async with with_token(node, token) as client:
+        answer = await client.receive()
+        if answer["type"] == "error":
+            assert answer["code"] == "authentication_failed"
+            assert await client.closed() == 4401
+        return bool(answer["type"] == "error")
+
+
+# -- ending sessions
+
+
+async def test_all_sessions_of_a_user_end_wherever_they_are() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with two.client("bob") as b2, three.client("bob") as b3, two.client("alice") as alice, one.http() as http:
+            answer = await http.post("/api/sessions/disconnect", json={"user_id": "bob", "reason": "moved"})
+            assert answer.json() == {"disconnected": 2, "complete": True}
+            assert [await b2.closed(), await b3.closed()] == [1000, 1000]
+            assert b2.connection.close_reason == "moved"
+            await alice.nothing_more()
+            await until(lambda: not two.hub.sessions_of("bob") and not three.hub.sessions_of("bob"))
+            assert await one.hubbub.disconnect("bob") == 0
+            assert await one.hubbub.disconnect("alice") == 1
+            assert await one.hubbub.disconnect("") == 0
+
+
+async def test_while_the_engine_is_away_this_node_does_its_part_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as here, two.client("bob") as there, one.http() as http:
+            nodes.engine.cut(one.hubbub)
+            with caplog.at_level(logging.WARNING, "hubbub"):
+                answer = await http.post("/api/sessions/disconnect", json={"user_id": "bob"})
+            assert answer.json() == {"disconnected": 1, "complete": False}
+            assert await here.closed() == 1000
+            await there.nothing_more()
+            assert any("may not have reached all nodes" in record.getMessage() for record in caplog.records)
+            answer = await http.post("/api/notifications/send", json={"user_id": "bob", "title": "t", "message": "m"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+            answer = await http.post("/api/notifications/broadcast", json={"title": "t", "message": "m"})
+            assert (answer.status_code, answer.json()["complete"]) == (200, False)
+
+
+async def test_a_node_that_does_not_answer_is_not_counted_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubbub.cluster.ASK_SECONDS", 0.05)
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with two.client("bob") as b2, three.client("bob"), one.http() as http:
+            nodes.engine.cut(three.hubbub)
+            answer = await http.post("/api/sessions/disconnect", json={"user_id": "bob"})
+            assert answer.json() == {"disconnected": 1, "complete": False}
+            assert await b2.closed() == 1000
+            nodes.clock.advance(LEASE + 2)
+            await until(lambda: len(one.hub.cluster.others) == 1)
+            answer = await http.post("/api/sessions/disconnect", json={"user_id": "bob"})
+            assert answer.json() == {"disconnected": 0, "complete": True}, "who is gone is not waited for"
+
+
+# -- taking tokens back
+
+
+async def test_a_revoked_user_is_out_on_all_nodes_and_on_those_that_come_later() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old = two.token("mallory")
+        nodes.clock.advance(1)
+        async with with_token(two, old) as client, two.client("alice") as alice, one.http() as http:
+            await client.expect("auth_success")
+            answer = await http.post("/api/sessions/disconnect", json={"user_id": "mallory", "revoke": True})
+            assert answer.json() == {"disconnected": 1, "complete": True}
+            assert await client.closed() == 4401
+            await alice.nothing_more()
+        three = await nodes.add()
+        for node in (one, two, three):
+            assert await refuses(node, old)
+            assert not await refuses(node, node.token("mallory")), "a token issued later is good"
+            assert not await refuses(node, node.token("alice"))
+
+
+async def test_one_token_is_taken_back_everywhere() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        stolen, own = two.token("bob", jti="the stolen one"), two.token("bob", jti="the other one")
+        async with with_token(two, stolen) as thief, with_token(two, own) as bob, one.http() as http:
+            await thief.expect("auth_success")
+            await bob.expect("auth_success")
+            answer = await http.post("/api/sessions/disconnect", json={"token_id": "the stolen one"})
+            assert answer.json() == {"disconnected": 1, "complete": True}
+            assert await thief.closed() == 4401
+            await bob.drained()
+        for node in (one, two, await nodes.add()):
+            assert await refuses(node, stolen)
+        assert not await refuses(one, own)
+
+
+async def test_a_node_that_was_cut_off_learns_of_it_when_it_is_back() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old, stolen = two.token("mallory"), two.token("bob", jti="stolen")
+        nodes.clock.advance(1)
+        async with with_token(two, old) as mallory, with_token(two, stolen) as thief, two.client("alice") as alice:
+            await mallory.expect("auth_success")
+            await thief.expect("auth_success")
+            nodes.engine.cut(two.hubbub)
+            nodes.clock.advance(LEASE + 2)
+            await until(lambda: not one.hub.cluster.others)
+            assert await one.hubbub.disconnect("mallory", revoke=True) == 0
+            assert (await one.hub.cluster.everywhere.revoke(token_id="stolen")).sessions == 0
+            assert not await refuses(two, old), "it cannot know yet"
+            nodes.engine.heal(two.hubbub)
+            assert await mallory.closed() == 4401
+            assert await thief.closed() == 4401
+            await alice.drained()
+        assert await refuses(two, old)
+        assert await refuses(two, stolen)
+
+
+async def test_a_revocation_without_the_engine_follows_when_it_is_back() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        old = two.token("mallory")
+        nodes.clock.advance(1)
+        async with with_token(one, old) as here, with_token(two, old) as there, one.http() as http:
+            await here.expect("auth_success")
+            await there.expect("auth_success")
+            nodes.engine.cut(one.hubbub)
+            answer = await http.post("/api/sessions/disconnect", json={"user_id": "mallory", "revoke": True})
+            assert answer.json() == {"disconnected": 1, "complete": False}
+            assert await here.closed() == 4401
+            assert await refuses(one, old)
+            assert not await refuses(two, old)
+            nodes.engine.heal(one.hubbub)
+            assert await there.closed() == 4401
+            await nodes.settled()
+        assert await refuses(three, old)
+        assert await refuses(await nodes.add(), old)
+
+
+async def test_no_token_slips_in_beside_its_revocation() -> None:
+    async with cluster() as nodes, AsyncExitStack() as stack:
+        one, two = nodes.nodes
+        old = two.token("mallory")
+        nodes.clock.advance(1)
+        clients: list[Client] = []
+
+        async def storm() -> None:
+            while len(clients) < 30:
+                client = await stack.enter_async_context(with_token(two, old))
+                clients.append(client)
+
+        coming = asyncio.ensure_future(storm())
+        await until(lambda: two.hub.sessions_of("mallory") > 5)
+        await one.hubbub.disconnect("mallory", revoke=True)
+        await coming
+        assert len(clients) == 30
+        for client in clients:
+            assert await client.closed() == 4401
+        assert two.hub.sessions_of("mallory") == 0
+
+
+async def kept(node: Running) -> set[str]:
+    peers = node.hub.cluster.peers
+    assert peers is not None
+    return set(await peers.kept("revoked"))
+
+
+async def test_what_an_emptied_engine_forgot_the_nodes_tell_it_again() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old, stolen = two.token("mallory"), two.token("bob", jti="stolen")
+        nodes.clock.advance(1)
+        await one.hubbub.disconnect("mallory", revoke=True)
+        await one.hub.cluster.everywhere.revoke(token_id="stolen")
+        assert await kept(two) == {"u:mallory", "t:stolen"}
+        nodes.engine.restart(empty=True)
+        await nodes.settled()
+        assert await kept(two) == {"u:mallory", "t:stolen"}
+        for node in (two, await nodes.add()):
+            assert await refuses(node, old)
+            assert await refuses(node, stolen)
+
+
+async def test_what_the_engine_keeps_of_revocations_ends() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        await one.hubbub.disconnect("mallory", revoke=True)
+        await one.hub.cluster.everywhere.revoke(token_id="stolen")
+        nodes.clock.advance(REVOCATION_MEMORY + 2)
+        assert await kept(two) == {"t:stolen"}
+        nodes.clock.advance(REMEMBER_REVOCATION)
+        assert await kept(two) == set()
+        nodes.engine.restart(empty=True)
+        await nodes.settled()
+        assert await kept(two) == set()
+
+
+async def test_an_erased_user_is_out_everywhere() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old = two.token("mallory")
+        nodes.clock.advance(1)
+        async with with_token(two, old) as client, one.http() as http:
+            await client.expect("auth_success")
+            assert (await http.delete("/api/users/mallory")).status_code == 200
+            assert await client.closed() == 4401
+        assert await refuses(two, old)
+
+
+# -- telling people
+
+
+async def test_a_notification_reaches_all_devices_on_all_nodes_once_and_counts_them() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with one.client("bob") as b1, two.client("bob") as b2, two.client("carol") as carol, one.http() as http:
+            body = {"user_ids": ["bob", "carol", "bob", "nobody"], "title": "t", "message": "m"}
+            answer = (await http.post("/api/notifications/send", json=body)).json()
+            assert answer == {"status": "sent", "id": answer["id"], "delivered": 3, "complete": True}
+            for client in (b1, b2, carol):
+                assert (await client.expect("notification"))["data"]["id"] == answer["id"]
+                await client.nothing_more()
+            assert await three.hubbub.notify("carol", "again", "m") == 1
+            assert (await carol.expect("notification"))["data"]["title"] == "again"
+            assert await three.hubbub.notify([], "nobody", "m") == 0
+
+
+async def test_a_notification_waits_for_a_user_who_is_away_whatever_node_they_come_to() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as bob:
+            position = await bob.ask("subscribe", channel="user:bob")
+        since = {"epoch": position["epoch"], "offset": position["offset"]}
+        await until(lambda: not one.hub.sessions_of("bob"))
+        assert await one.hubbub.notify("bob", "while away", "m") == 0
+        async with two.client("bob") as bob:
+            missed = await bob.ask("subscribe", channel="user:bob", since=since)
+            assert [each["data"]["title"] for each in missed["messages"]] == ["while away"]
+
+
+async def test_many_users_are_notified_at_once() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        users = [f"user-{number}" for number in range(1200)]
+        async with two.client("user-7") as seven, two.client("user-1199") as last:
+            assert await one.hubbub.notify(users, "all", "m") == 2
+            assert (await seven.expect("notification"))["offset"] == 1
+            assert (await last.expect("notification"))["offset"] == 1
+
+
+async def test_a_broadcast_reaches_everybody_but_those_who_are_excluded() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with one.client("a") as a, two.client("b") as b, three.client("c") as c, three.client("a") as a3:
+            async with two.client(), one.http() as http:
+                body = {"title": "t", "message": "m", "exclude_users": ["b", ""]}
+                answer = await http.post("/api/notifications/broadcast", json=body | {"exclude_users": ["b"]})
+                assert answer.json() == {"status": "broadcasted", "delivered": 3, "complete": True}
+                for client in (a, c, a3):
+                    assert (await client.expect("broadcast_notification"))["data"]["title"] == "t"
+                    await client.nothing_more()
+                await b.nothing_more()
+                assert await one.hubbub.broadcast("t", "m", exclude_users=["a", "c", ""]) == 1
+                assert (await b.expect("broadcast_notification"))["data"]["title"] == "t"
+            with pytest.raises(ValueError, match="at most 10000"):
+                await one.hubbub.broadcast("t", "m", exclude_users=map(str, range(10_001)))
+
+
+async def test_who_is_online_and_how_often_is_known_on_every_node() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with two.client("bob"), three.client("bob"), three.client("carol"), one.client("dave"):
+            assert await one.hubbub.count_sessions("bob") == 2
+            assert await three.hubbub.count_sessions("dave") == 1
+            assert await one.hubbub.count_sessions("nobody") == 0
+            assert await one.hubbub.online(["bob", "carol", "dave", "nobody", ""]) == {"bob", "carol", "dave"}
+            assert await one.hubbub.online(str(number) for number in range(10_001)) == set()
+            assert [len(node.hubbub.sessions("bob")) for node in nodes.nodes] == [0, 1, 1], "these are this node's"
+            assert await asyncio.to_thread(one.hubbub.sync.count_sessions, "bob") == 2
+            assert await asyncio.to_thread(one.hubbub.sync.online, ["carol"]) == {"carol"}
+
+
+async def test_a_user_is_subscribed_and_unsubscribed_on_all_nodes() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as b1, two.client("bob") as b2:
+            assert await one.hubbub.subscribe("bob", "news") == 2
+            for client in (b1, b2):
+                assert (await client.expect("subscribed"))["channel"] == "news"
+            await two.hubbub.publish("news", 1)
+            for client in (b1, b2):
+                assert (await client.expect("publication"))["data"] == 1
+            assert await one.hubbub.unsubscribe("bob", "news", reason="enough") == 2
+            for client in (b1, b2):
+                assert (await client.expect("unsubscribed"))["reason"] == "enough"
+            assert await two.hubbub.unsubscribe("bob", "news") == 0
+            with pytest.raises(ClientError) as refused:
+                await one.hubbub.subscribe("nobody", "not a name")
+            assert refused.value.code == ErrorCode.INVALID_MESSAGE
+
+
+# -- a device that comes back to another node
+
+
+async def test_a_device_that_comes_back_elsewhere_ends_the_session_that_hangs() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with one.client("bob") as other, one.client("bob") as hangs:
+            nodes.clock.advance(1)
+            async with two.client("bob", session=hangs.session) as back:
+                assert back.session == hangs.session
+                assert await hangs.closed() == 4409
+                await until(lambda: one.hub.sessions_of("bob") == 1)
+                await other.nothing_more()
+                nodes.clock.advance(1)
+                async with one.client("bob", session=back.session) as again:
+                    assert await back.closed() == 4409
+                    await nodes.settled()
+                    await again.nothing_more()
+                    assert [node.hub.sessions_of("bob") for node in (one, two, three)] == [2, 0, 0]
+
+
+async def test_another_users_session_is_not_ended_by_naming_it() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as bob:
+            nodes.clock.advance(1)
+            async with two.client("mallory", session=bob.session):
+                await nodes.settled()
+                await bob.nothing_more()
+
+
+async def test_a_device_that_is_back_on_this_node_is_not_ended_by_an_older_word_of_another() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as bob:
+            nodes.engine.cut(two.hubbub)
+            nodes.clock.advance(1)
+            async with two.client("bob", session=bob.session):
+                nodes.clock.advance(1)
+                async with one.client("bob", session=bob.session) as back:
+                    assert await bob.closed() == 4409
+                    nodes.engine.heal(two.hubbub)  # now it says that the device came there a second ago
+                    await nodes.settled()
+                    await back.nothing_more()
+                    assert one.hub.sessions_of("bob") == 1
+
+
+async def test_exclude_self_holds_for_a_device_that_came_back_elsewhere() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as first, one.client("alice") as alice:
+            position = await first.ask("subscribe", channel="news")
+            await alice.ask("subscribe", channel="news")
+            ack = await first.ask("publish", channel="news", data="own", exclude_self=True)
+            assert ack["offset"] == 1
+            await one.hubbub.publish("news", "another's")
+            since = {"epoch": position["epoch"], "offset": position["offset"]}
+            nodes.clock.advance(1)
+            async with two.client("bob", session=first.session) as back:
+                missed = await back.ask("subscribe", channel="news", since=since)
+                assert [each["data"] for each in missed["messages"]] == ["another's"]
+                await back.ask("publish", channel="news", data="own too", exclude_self=True)
+                await one.hubbub.publish("news", "last")
+                assert (await back.expect("publication"))["data"] == "last"
+
+
+# -- publishers without a server
+
+
+async def test_publishers_are_heard_like_an_admins_request() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old = one.token("mallory")
+        nodes.clock.advance(1)
+        async with one.client("alice") as alice, two.client("bob") as bob, with_token(two, old) as mallory:
+            await mallory.expect("auth_success")
+            nodes.engine.tell(letter_of(Announce("t", "m", at=nodes.clock.time(), exclude=["bob", "mallory"])))
+            assert (await alice.expect("broadcast_notification"))["data"]["title"] == "t"
+            nodes.engine.tell(letter_of(Revoke(nodes.clock.time(), nodes.clock.time() + 60, "mallory")))
+            assert await mallory.closed() == 4401
+            assert await refuses(one, old)
+            nodes.engine.tell(letter_of(Announce("", "m")))
+            nodes.engine.tell(letter_of(Announce("t", "m" * 10_001)))
+            nodes.engine.tell(letter_of(Disconnect("bob", 7)))
+            nodes.engine.tell(letter_of(Count(["bob"])))
+            nodes.engine.tell(b"nonsense")
+            await until(lambda: [node.hub.cluster.counts["bad"] for node in nodes.nodes] == [5, 5])
+            await bob.nothing_more()
+            await alice.nothing_more()
+            nodes.engine.tell(letter_of(Disconnect("bob", reason="by a script")))
+            assert await bob.closed() == 1000
+
+
+async def test_a_publisher_whose_clock_is_ahead_does_not_shut_users_out() -> None:
+    async with cluster(1) as nodes:
+        (one,) = nodes.nodes
+        now = nodes.clock.time()
+        nodes.engine.tell(letter_of(Revoke(now + 1e6, now + 2e6, "bob")))
+        await nodes.settled()
+        assert await refuses(one, one.token("bob"))
+        nodes.clock.advance(61)
+        assert not await refuses(one, one.token("bob"))
+
+
+# -- what the nodes have together
+
+
+async def test_health_says_what_all_nodes_have() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("a"), two.client("b"), two.client("b"), one.http(bearer=None) as http:
+            nodes.clock.advance(2)  # a beat
+
+            def told() -> bool:
+                return one.hub.cluster.totals().sessions == 3
+
+            await until(told)
+            health = (await http.get("/health")).json()
+            assert {name: health[name] for name in ("active_connections", "nodes", "total_connections")} == {
+                "active_connections": 1, "nodes": 2, "total_connections": 3,
+            }  # fmt: skip
+            assert health["total_users"] == 2
+            nodes.engine.kill(two.hubbub)
+            nodes.clock.advance(LEASE + 2)
+            await until(lambda: one.hub.cluster.totals().nodes == 1)
+            assert (await http.get("/health")).json()["total_connections"] == 1
