@@ -425,11 +425,12 @@ class Peers(Protocol):
     A node that ends without a word (killed, cut off, stopped) is gone for the others at most :data:`LEASE` seconds plus
     two beats later; one that stops says so. What is kept of a node costs the engine nothing per connection while nothing
     happens: a node's lease stands for everything of it.
-
-    :ivar node: this node's id, new at every start.
     """
 
-    node: str
+    @property
+    def node(self) -> str:
+        """This node's id, new at every start."""
+        ...
 
     def listen(self, ear: Ear) -> None:
         """Who is told. Once, before the broker starts."""
