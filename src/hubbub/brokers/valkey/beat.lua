@@ -1,6 +1,7 @@
 -- A node's beat: it lives for so long again, and hears who else does.
 -- KEYS: nodes (zset: when each lease ends), what they say of themselves (hash), the gone (zset: from when one may clean up
--- after each), bus (hash: epoch, numbers). ARGV: node, what it says, lease, beat, claim (ms), an epoch for a new bus.
+-- after each), bus (hash: epoch, numbers). ARGV: node, what it says, lease, beat, claim (ms), an epoch for a new bus, PUBLISH
+-- or SPUBLISH, the bus's pub/sub channel: where somebody came or went, all look at once.
 -- Who is in `nodes` has not been taken for gone by anybody; who is taken out of it, by whichever node beats first after
 -- its lease ended, is gone for all, and hears so with its next beat.
 -- Returns: whether this node's lease had ended (or was never there), a node to clean up after or "", the bus: epoch,
@@ -18,12 +19,17 @@ if newest[2] and newest[2] - lease + 2 * beat < now then
   end
 end
 
+local stir = false
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. now)) do
+  stir = stir or other ~= node
   redis.call('ZREM', nodes, other)
   redis.call('HDEL', says, other)
   redis.call('ZADD', gone, now, other)
 end
 local lost = redis.call('ZADD', nodes, now + lease, node)
+if stir or lost == 1 then
+  redis.call(ARGV[7], ARGV[8], '0 ' .. node .. '\n')
+end
 redis.call('HSET', says, node, ARGV[2])
 redis.call('ZREM', gone, node)
 local dirty = redis.call('ZRANGEBYSCORE', gone, '-inf', now, 'LIMIT', 0, 1)[1]

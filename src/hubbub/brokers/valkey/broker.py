@@ -19,6 +19,7 @@ from hubbub.brokers.valkey.address import target_of
 from hubbub.brokers.valkey.keys import Keys, Partition
 from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, Outbound, stored
 from hubbub.brokers.valkey.past import Reader
+from hubbub.brokers.valkey.peers import ValkeyPeers
 from hubbub.brokers.valkey.shard import Shard, check_hopeless
 from hubbub.brokers.valkey.topology import Topology
 from hubbub.errors import BrokerUnavailable, ClientError
@@ -38,14 +39,16 @@ class _Line:
     """A channel that this node is subscribed to.
 
     :ivar epoch: of the positions that were told or heard last; b"" for none.
+    :ivar followed: it was asked who is there: from then on, what changes is wanted.
     """
 
-    __slots__ = ("broker", "epoch", "name")
+    __slots__ = ("broker", "epoch", "followed", "name")
 
     def __init__(self, broker: ValkeyBroker, name: str) -> None:
         self.broker = broker
         self.name = name
         self.epoch = b""
+        self.followed = False
 
     def __call__(self, payload: bytes) -> None:
         self.broker.arrived(self, payload)
@@ -79,7 +82,7 @@ class ValkeyBroker:
         self._readers: list[Reader] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._bases = 0
-        self._peers = _peers_of(self)
+        self._peers = ValkeyPeers(self)
 
     @property
     def peers(self) -> Peers | None:
@@ -139,14 +142,12 @@ class ValkeyBroker:
             if shard.hopeless:
                 await self.stop()
                 check_hopeless(shard)
-        if self._peers is not None:
-            await self._peers.start()
+        await self._peers.start()
 
     async def stop(self) -> None:
         if self._topology is None:
             return
-        if self._peers is not None:
-            await self._peers.stop()
+        await self._peers.stop()
         for outbound in self._outbound:
             outbound.fail()
         await self._topology.stop()
@@ -299,13 +300,19 @@ class ValkeyBroker:
             partition = self.keys.partition_of(channel)
             self.shard_of(partition).unlisten(partition.key("c", channel))
 
+    def follow(self, channel: str) -> None:
+        """It is being asked who is in a channel: what changes from here on is wanted, if this node is subscribed to it."""
+        line = self._lines.get(channel)
+        if line is not None:
+            line.followed = True
+
     def arrived(self, line: _Line, payload: bytes) -> None:
         """Publications from the engine."""
         inlet = self._inlet
         if inlet is None:
             return
         if payload[:1] == b"\0":
-            if self._peers is not None:
+            if line.followed:
                 self._peers.marked(line.name, payload)
             return
         head, _, body = payload.partition(b"\n")
@@ -348,14 +355,6 @@ class ValkeyBroker:
             return NOWHERE, [], False
         reader = self._readers[self.keys.partition_of(channel).index]
         return await reader.page(channel, after, before, limit, options, self.clock.time())
-
-
-def _peers_of(broker: ValkeyBroker) -> Any:
-    try:
-        from hubbub.brokers.valkey.peers import ValkeyPeers
-    except ModuleNotFoundError:
-        return None
-    return ValkeyPeers(broker)
 
 
 def _new_id() -> str:

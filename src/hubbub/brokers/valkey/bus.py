@@ -56,7 +56,7 @@ class Bus:
 
     :param shard: where the bus is now.
     :param spawn: runs something that nobody waits for.
-    :param stirred: called when a node says that it stops.
+    :param stirred: called when another node came, or is gone.
 
     :ivar node: this node; :meth:`begin` sets it.
     """
@@ -90,6 +90,11 @@ class Bus:
         self._heard.clear()
         self._newest.clear()
 
+    @property
+    def channel(self) -> str:
+        """The pub/sub channel of what is for all."""
+        return self._keys.home.key("b", ALL)
+
     def channels(self) -> dict[str, str]:
         """Pub/sub channels to listen to, and whose messages come there."""
         return {self._keys.home.key("b", to): to for to in (ALL, self.node)}
@@ -116,7 +121,8 @@ class Bus:
             log.warning("a message on the bus of the nodes cannot be read, it is passed over")
             return
         if not count:
-            self._stirred()
+            if name != self.node:
+                self._stirred()
             return
         heard = self._heard.get(to)
         if heard is None:

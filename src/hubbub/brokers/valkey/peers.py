@@ -62,6 +62,7 @@ class ValkeyPeers:
     """As :class:`~hubbub.ports.Peers` has it, over the shards of a broker."""
 
     def __init__(self, broker: ValkeyBroker) -> None:
+        self.node = broker.node
         self._broker = broker
         self._home = broker.keys.home
         self._ear: Ear | None = None
@@ -79,10 +80,6 @@ class ValkeyPeers:
         self._cleaning: set[str] = set()
         broker.on_up.append(self._up)
 
-    @property
-    def node(self) -> str:
-        return self._broker.node
-
     def listen(self, ear: Ear) -> None:
         self._ear = self._bus.ear = ear
 
@@ -93,6 +90,7 @@ class ValkeyPeers:
         self._registered = self._again = self._unsaid = self._settling = False
         self._alive.clear()
         self._heard.clear()
+        self.node = self._broker.node
         self._bus.begin(self.node)
         self._said.closed = False
         shard = self._shard()
@@ -125,9 +123,8 @@ class ValkeyPeers:
 
     async def _goodbye(self) -> None:
         home, shard = self._home, self._shard()
-        channel = next(iter(self._bus.channels()))
         keys = [home.key("n"), home.key("nd"), home.key("nx")]
-        await shard.run(_BYE, keys, [self.node, _ms(CLAIM), shard.publish_verb, channel])
+        await shard.run(_BYE, keys, [self.node, _ms(CLAIM), shard.publish_verb, self._bus.channel])
         await self._clean(self.node)
 
     def leave(self) -> None:
@@ -177,7 +174,14 @@ class ValkeyPeers:
         reply = await shard.run(
             _BEAT,
             [home.key("n"), home.key("nd"), home.key("nx"), home.key("b")],
-            [self.node, report, _ms(LEASE), _ms(BEAT), _ms(CLAIM), secrets.token_urlsafe(6)],
+            [
+                self.node,
+                report,
+                *map(_ms, (LEASE, BEAT, CLAIM)),
+                secrets.token_urlsafe(6),
+                shard.publish_verb,
+                self._bus.channel,
+            ],
         )
         lost, dirty, epoch, everybody, mine = reply[:5]
         alive = {text(node): bytes(says) for node, says in zip(reply[5::2], reply[6::2], strict=True)}
@@ -242,6 +246,7 @@ class ValkeyPeers:
     async def who(self, channel: str) -> dict[str, dict[str, Here]]:
         asked = self._asked.setdefault(channel, _Asked())
         asked.count += 1
+        self._broker.follow(channel)
         try:
             found, floors = await self._read(channel)
         except BaseException:
