@@ -125,14 +125,15 @@ def binary() -> Path:
 
 
 @contextmanager
-def engine(cpu: int | None = None, nice: int = 0) -> Iterator[Engine]:
-    """Runs an engine that writes nothing to disk, until the block is left."""
+def engine(cpu: int | None = None, nice: int = 0, *, aof: bool = False) -> Iterator[Engine]:
+    """Runs an engine that writes nothing to disk (with ``aof``: what it does, once a second), until the block is left."""
     program = binary()
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch:
         path = Path(scratch) / "engine.sock"
         log = CACHE / "logs" / "engine.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", scratch]
+        options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", scratch]
+        options += ["--appendonly", "yes" if aof else "no"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [str(program), *options, "--maxclients", "1000", "--logfile", ""],
@@ -331,10 +332,14 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--text-bytes", type=int, default=50)
+    parser.add_argument(
+        "--aof", action="store_true", help="the engine writes what it does to a file, synced once a second"
+    )
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     placed(cores[0], 0)
-    with engine(cores[-1]) as running:
+    with engine(cores[-1], aof=options.aof) as running:
+        before = running.memory()
         for batch in map(int, options.batch.split(",")):
             for listeners in map(int, options.listeners.split(",")):
                 result = alone(
@@ -346,6 +351,10 @@ def main() -> None:
                     listeners=listeners,
                 )
                 print(f"batches of {batch:4}, {listeners:2} subscribed: {said(result)}")
+        # at most 1,000 are kept in each channel, and after all of that they are
+        print(
+            f"a kept message takes {(running.memory() - before) / 1000 / options.channels:.0f} bytes of the engine's memory"
+        )
 
 
 def said(result: Result) -> str:
