@@ -96,19 +96,18 @@ class Engine:
 
     def memory(self) -> int:
         """Bytes in use, its clients' buffers included."""
-        with_connection = self.connect()
-        try:
-            return int(with_connection.info("memory")["used_memory"])
-        finally:
-            with_connection.close()
+        with closing(self.connect()) as connection:
+            return int(connection.info("memory")["used_memory"])
+
+    def kept(self, channels: int) -> int:
+        """Messages in the histories of r0, r1, …"""
+        with closing(self.connect()) as connection:
+            return sum(connection.call("LLEN", f"hubbub:{{0}}:h:r{channel}") for channel in range(channels))
 
     def commands(self) -> dict[str, int]:
         """How often each command was carried out."""
-        connection = self.connect()
-        try:
+        with closing(self.connect()) as connection:
             stats = connection.info("commandstats")
-        finally:
-            connection.close()
         return {name.removeprefix("cmdstat_"): int(value.split("=")[1].split(",")[0]) for name, value in stats.items()}
 
 
@@ -351,10 +350,8 @@ def main() -> None:
                     listeners=listeners,
                 )
                 print(f"batches of {batch:4}, {listeners:2} subscribed: {said(result)}")
-        # at most 1,000 are kept in each channel, and after all of that they are
-        print(
-            f"a kept message takes {(running.memory() - before) / 1000 / options.channels:.0f} bytes of the engine's memory"
-        )
+        kept = running.kept(options.channels)
+        print(f"{kept:,} messages are kept, {(running.memory() - before) / kept:.0f} bytes of the engine's memory each")
 
 
 def said(result: Result) -> str:
