@@ -94,8 +94,28 @@ class ValkeyPlace(Place):
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)  # what is turned nowhere has to be waited for
 
+    async def kill(self, broker: Broker) -> None:
+        assert isinstance(broker, ValkeyBroker)
+        assert broker._topology is not None
+        await broker._topology.stop()  # its connections first: so it has no last word
+        await broker.stop()
+
 
 class TestValkeyBroker(BrokerContract):
     @pytest.fixture
     def place(self, valkey_settings: dict[str, str]) -> Place:
         return ValkeyPlace(valkey_settings)
+
+
+class TestValkeyPeers(PeersContract):
+    @pytest.fixture
+    def place(self, valkey_settings: dict[str, str]) -> Place:
+        return ValkeyPlace(valkey_settings)
+
+    @pytest.mark.slow
+    async def test_who_ends_without_a_word_is_gone_with_its_lease(self, place: Place) -> None:
+        await super().test_who_ends_without_a_word_is_gone_with_its_lease(place)
+
+    @pytest.mark.slow
+    async def test_who_lives_stays(self, place: Place) -> None:
+        await super().test_who_lives_stays(place)

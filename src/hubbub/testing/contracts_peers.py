@@ -32,7 +32,7 @@ class PeersContract:
     # -- who lives
 
     async def test_nodes_know_each_other_and_what_each_says_of_itself(self, place: Place) -> None:
-        async with place.nodes(3) as nodes:
+        async with place.nodes(3, acquainted=True) as nodes:
             ids = {node.peers.node for node in nodes}
             assert len(ids) == 3
             for node in nodes:
@@ -45,7 +45,7 @@ class PeersContract:
             )
 
     async def test_who_stops_is_gone_before_its_lease(self, place: Place) -> None:
-        async with place.nodes(3) as nodes:
+        async with place.nodes(3, acquainted=True) as nodes:
             gone = nodes[2].peers.node
             nodes[2].peers.here("a", "alice", ONE)
             await _until_who(place, nodes[0], "a", {gone: {"alice": ONE}})
@@ -57,7 +57,7 @@ class PeersContract:
             assert (await nodes[0].peers.counts(["a"])).get("a", 0) == 0
 
     async def test_who_ends_without_a_word_is_gone_with_its_lease(self, place: Place) -> None:
-        async with place.nodes(3) as nodes:
+        async with place.nodes(3, acquainted=True) as nodes:
             gone, stays = nodes[2].peers.node, nodes[1].peers.node
             nodes[2].peers.here("a", "alice", ONE)
             nodes[1].peers.here("a", "bob", ONE)
@@ -73,16 +73,16 @@ class PeersContract:
 
     async def test_who_lives_stays(self, place: Place) -> None:
         """With nothing to say, for longer than a lease."""
-        async with place.nodes(2) as nodes:
+        async with place.nodes(2, acquainted=True) as nodes:
             nodes[1].peers.here("a", "alice", ONE)
             await _until_who(place, nodes[0], "a", {nodes[1].peers.node: {"alice": ONE}})
-            for _ in range(6):
-                await place.pass_time((LEASE + 2 * BEAT) / 6)
+            for _ in range(5):
+                await place.pass_time((LEASE + BEAT) / 5)
                 assert nodes[1].peers.node in nodes[0].ear.alive
             assert await nodes[0].peers.who("a") == {nodes[1].peers.node: {"alice": ONE}}
 
     async def test_who_starts_again_is_another_node(self, place: Place) -> None:
-        async with place.nodes(2) as nodes:
+        async with place.nodes(2, acquainted=True) as nodes:
             before = nodes[1].peers.node
             nodes[1].peers.here("a", "alice", ONE)
             await _until_who(place, nodes[0], "a", {before: {"alice": ONE}})
@@ -94,7 +94,7 @@ class PeersContract:
             assert await nodes[0].peers.who("a") == {}
 
     async def test_who_leaves_is_forgotten_once_it_has_nobody(self, place: Place) -> None:
-        async with place.nodes(2) as nodes:
+        async with place.nodes(2, acquainted=True) as nodes:
             leaving = nodes[1].peers
             leaving.here("a", "alice", ONE)
             await _until_who(place, nodes[0], "a", {leaving.node: {"alice": ONE}})
@@ -217,14 +217,25 @@ class PeersContract:
                 {nodes[0].peers.node: {"alice": ONE, "bob": ONE}, nodes[2].peers.node: {"alice": ONE}},
             )
 
+    async def test_nothing_is_heard_before_asking(self, place: Place) -> None:
+        async with place.nodes(2) as nodes:
+            await nodes[1].broker.subscribe("a")
+            nodes[0].peers.here("a", "alice", ONE)
+            await nodes[1].broker.subscribe("b")
+            await _ask(nodes[1], "b")
+            nodes[0].peers.here("b", "alice", ONE)
+            await place.until(lambda: bool(nodes[1].ear.here["b"]), "it hears of the other channel")
+            assert {channel for channel, *_ in nodes[1].ear.said} == {"b"}
+
     async def test_changes_are_heard_after_asking(self, place: Place) -> None:
         async with place.nodes(3) as nodes:
             node = nodes[2]
             nodes[0].peers.here("a", "alice", ONE)
-            await node.broker.subscribe("a")
             nodes[1].peers.here("a", "early", ONE)
-            await _until_who(place, nodes[0], "a", {nodes[1].peers.node: {"early": ONE}})
-            assert node.ear.said == [], "it has not asked"
+            await node.broker.subscribe("a")
+            await _until_who(
+                place, node, "a", {nodes[0].peers.node: {"alice": ONE}, nodes[1].peers.node: {"early": ONE}}
+            )
             await _ask(node, "a")
             nodes[1].peers.here("a", "bob", FULL)
             nodes[1].peers.here("a", "early", None)

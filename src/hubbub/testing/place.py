@@ -88,13 +88,16 @@ class Place(ABC):
                 await node.stop()
 
     @asynccontextmanager
-    async def nodes(self, count: int, **settings: Any) -> AsyncIterator[list[Node]]:
-        """So many of them, which know each other if there are peers."""
+    async def nodes(self, count: int, *, acquainted: bool = False, **settings: Any) -> AsyncIterator[list[Node]]:
+        """So many of them.
+
+        :param acquainted: not before each has heard of all others, which takes a beat or two.
+        """
         nodes = [Node(self, self.broker(**settings)) for _ in range(count)]
         try:
             for node in nodes:
                 await node.start()
-            if all(node.broker.peers is not None for node in nodes):
+            if acquainted:
                 await self.until_beaten(
                     lambda: all(len(node.ear.alive) == count - 1 for node in nodes), "all know each other", 2 * BEAT
                 )
