@@ -213,6 +213,9 @@ class ValkeyBroker:
         once: str | None = None,
         version: int | None = None,
     ) -> None:
+        if self._topology is None:
+            done(None, BrokerUnavailable("the broker does not run"))
+            return
         partition = self.keys.partition_of(channel)
         shard = self.shard_of(partition)
         loop = asyncio.get_running_loop()
@@ -277,9 +280,12 @@ class ValkeyBroker:
         self.stats.relayed += len(bodies)
         deadline = now + self._settings.valkey_timeout
         outbound = self._outbound[partition.index]
-        for body in bodies[:-1]:
-            outbound.add(Entry(channel, body, RELAYED, _nobody, deadline))
-        outbound.add(Entry(channel, bodies[-1], RELAYED, partial(_settle, future), deadline))
+        try:
+            for body in bodies[:-1]:
+                outbound.add(Entry(channel, body, RELAYED, _nobody, deadline))
+            outbound.add(Entry(channel, bodies[-1], RELAYED, partial(_settle, future), deadline))
+        except ClientError as error:
+            raise BrokerUnavailable(f"other nodes are not told: {error.message}") from None
         await future
 
     # -- subscribing

@@ -55,10 +55,22 @@ class Meta(NamedTuple):
         return cls(base, generation, int(offset), ends)
 
 
+class Read(NamedTuple):
+    """What was read.
+
+    :ivar first: the offset of the first entry.
+    :ivar entries: the same objects for all who asked together.
+    """
+
+    meta: Meta
+    first: int
+    entries: list[Publication]
+
+
 class _Asked(NamedTuple):
     since: int
     limit: int
-    future: asyncio.Future[tuple[Meta, int, list[bytes]]]
+    future: asyncio.Future[Read]
 
 
 class Reader:
@@ -87,7 +99,7 @@ class Reader:
         missed = meta.offset - since.offset
         if not meta.reaches(since) or missed > limit or (missed > 0 and first > since.offset + 1):
             return Recovery(position, [], False)
-        publications = self._publications(entries[since.offset + 1 - first :], since.offset + 1) if missed > 0 else []
+        publications = entries[since.offset + 1 - first :] if missed > 0 else []
         if len(publications) != max(missed, 0) or (publications and publications[0].at <= now - options.history_ttl):
             return Recovery(position, [], False)
         return Recovery(position, publications, True)
@@ -99,7 +111,7 @@ class Reader:
         mode = "a" if after is not None else "b"
         reply = await self._read(channel, options, after or 0, before or 0, limit + 1, mode)
         meta, first, entries = reply
-        publications = [each for each in self._publications(entries, first) if each.at > now - options.history_ttl]
+        publications = [each for each in entries if each.at > now - options.history_ttl]
         more = len(publications) > limit
         if more:
             publications = publications[:limit] if after is not None else publications[-limit:]
@@ -109,20 +121,12 @@ class Reader:
             more = True
         return Position(meta.epoch, meta.offset), publications, more
 
-    def _publications(self, entries: Sequence[bytes], first: int) -> list[Publication]:
-        publications = []
-        for offset, entry in enumerate(entries, first):
-            publication = DECODE(entry)
-            publication.offset = offset
-            publications.append(publication)
-        return publications
-
     # -- one read for all that ask in a turn
 
     def _ask(
         self, channel: str, options: ChannelOptions, since: int, limit: int
-    ) -> asyncio.Future[tuple[Meta, int, list[bytes]]]:
-        future: asyncio.Future[tuple[Meta, int, list[bytes]]] = self._loop.create_future()
+    ) -> asyncio.Future[Read]:
+        future: asyncio.Future[Read] = self._loop.create_future()
         key = (channel, options)
         waiting = self._asked.get(key)
         if waiting is None:
@@ -157,7 +161,7 @@ class Reader:
 
     async def _read(
         self, channel: str, options: ChannelOptions, after: int, before: int, limit: int, mode: str
-    ) -> tuple[Meta, int, list[bytes]]:
+    ) -> Read:
         key = self._partition.key
         keys = (key("f"), key("m", channel), key("h", channel))
         keep = max(KEEP_META, int(2 * options.history_ttl))
@@ -179,5 +183,14 @@ class Reader:
                     break
                 continue
             text, _, first, entries = reply
-            return Meta.parse(text), int(first), entries
+            return Read(Meta.parse(text), int(first), _publications(entries, int(first)))
         raise BrokerUnavailable("the engine is away")
+
+
+def _publications(entries: Sequence[bytes], first: int) -> list[Publication]:
+    publications = []
+    for offset, entry in enumerate(entries, first):
+        publication = DECODE(entry)
+        publication.offset = offset
+        publications.append(publication)
+    return publications
