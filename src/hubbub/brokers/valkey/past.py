@@ -109,8 +109,7 @@ class Reader:
     ) -> tuple[Position, Sequence[Publication], bool]:
         """A page of history, oldest first; and whether there is more in its direction."""
         mode = "a" if after is not None else "b"
-        reply = await self._read(channel, options, after or 0, before or 0, limit + 1, mode)
-        meta, first, entries = reply
+        meta, _, entries = await self._read(channel, options, after or 0, before or 0, limit + 1, mode)
         publications = [each for each in entries if each.at > now - options.history_ttl]
         more = len(publications) > limit
         if more:
