@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import UNSET, Struct, structs
@@ -20,10 +20,11 @@ from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_roo
 from hubbub.features.chat.entering import Entering
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
+from hubbub.features.chat.nodes import Nodes, here
 from hubbub.features.chat.search import Indexer
 from hubbub.features.chat.sending import Send, Sending, Sent, said_data
 from hubbub.features.chat.texts import check_message
-from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Told, Tx, message_head, stamp
+from hubbub.features.chat.tx import COMMANDS, Command, Mentioned, Outcome, Removed, Told, Tx, message_head, stamp
 from hubbub.hub import EPHEMERAL, PERSONAL, ChannelRule, Hub
 from hubbub.messages import JSON, ClientMessage, Gap, Position, Reply, ServerMessage
 from hubbub.ports import Past
@@ -76,7 +77,7 @@ class Chat:
         self._past = RoomPast(self)
         self._sends = store.bulk(Sending(hub.settings, hub.clock.time), self._sent)
         self._entrance = Entering(store, hub.settings, hub.clock.time, self._tell)
-        self._entering: dict[tuple[str, str], list[_OnTheWay]] = {}
+        self.nodes = Nodes(hub, store, self.live, caller_of)
         self.options = self._options()
         hub.reserve(PREFIX, ChannelRule(self.options, self._may_read, self._past_of, self._floor))
         hub.starters.append(self._start)
@@ -172,20 +173,27 @@ class Chat:
             room = self.live.rooms.get(changed.room.id)
             if room is not None:
                 room.row = changed.room
-        self._relay(outcome.told)
+        shared = self.nodes.shared
+        if shared:  # else who has to go hears of it first
+            self._remove(outcome)
+        self._relay(outcome.told, self.nodes.marks_of(outcome))
         for room_id, passing in outcome.passing:
             self.live.publish(room_id, Publication(JSON.encode(passing)))
         for user_id, message in outcome.personal:
             answered = by is not None and by.user_id == user_id and isinstance(message, tells.RoomAdded)
             self._personally(user_id, message, by if answered else None)
-        for removed in outcome.removed:
-            self._remove(removed.room_id, removed.user_id, removed.reason)
+        if not shared:
+            self._remove(outcome)
+        elif outcome.changed:
+            self.hub.spawn(self.nodes.tell(outcome.changed))
         for mentioned in outcome.mentioned:
             self.hub.spawn(self._mention(mentioned))
 
-    def _relay(self, everything: Iterable[Told]) -> None:
-        """Hand publications to the rooms' channels: those of one room together."""
+    def _relay(self, everything: Iterable[Told], marks: Iterable[tuple[str, Publication]] = ()) -> None:
+        """Hand publications to the rooms' channels: those of one room together, and before them who has to leave it."""
         by_room: dict[str, list[Publication]] = {}
+        for room_id, mark in marks:
+            by_room.setdefault(room_id, []).append(mark)
         for told in everything:
             by_room.setdefault(told.room_id, []).append(told.publication)
             if told.publication.offset:
@@ -200,8 +208,10 @@ class Chat:
         try:
             await self.hub.broker.relay(channel, publications)
         except BrokerUnavailable:
-            # it is committed: this node has it from the store now, the others by the gap in the offsets
-            self.hub.inlet.lost(channel)
+            # it is committed: this node has it from the store, if it has not got it; the others once they look there
+            local = self.hub.channels.get(channel)
+            if local is not None and here(local) < publications[-1].offset:
+                self.hub.inlet.lost(channel)
 
     def _personally(self, user_id: str, message: ServerMessage, by: Session | None = None) -> None:
         """Send something to all devices of a user, but not to the session that it comes from."""
@@ -209,20 +219,17 @@ class Chat:
         self.hub.spawn(self._publish_ephemeral(PERSONAL + user_id, publication))
 
     async def _publish_ephemeral(self, channel: str, publication: Publication) -> None:
-        with suppress(BrokerUnavailable):  # it is fleeting; what else is to be told must be
+        try:
             await self.hub.broker.publish(channel, publication, EPHEMERAL)
+        except BrokerUnavailable:
+            self.hub.deliver(channel, publication)  # it is fleeting: at least who is here hears it
 
-    def _remove(self, room_id: str, user_id: str, reason: str) -> None:
-        """Take all of a user's sessions out of a room, and those that are just entering."""
-        for entering in self._entering.get((room_id, user_id), ()):
-            entering.removed = reason
-        room = self.live.rooms.get(room_id)
-        if room is not None:
-            self.live.unmark(room, user_id)
-            room.floors.pop(user_id, None)
-        for session in self.hub.users.get(user_id, ()):
-            if self.hub.detach(session, PREFIX + room_id):
-                self.hub.reply(session, tells.RoomLeft(room_id=room_id, reason=reason))
+    def _remove(self, outcome: Outcome[Any]) -> None:
+        """Take out of rooms who has to leave them."""
+        for removed in outcome.removed:
+            number = outcome.number_of(removed)
+            heard = self.nodes.shared and number > 0
+            self.nodes.remove(removed.room_id, removed.user_id, removed.reason, number or removed.seq + 1, heard=heard)
 
     async def _mention(self, mentioned: Mentioned) -> None:
         text = mentioned.text if len(mentioned.text) <= EXCERPT else mentioned.text[: EXCERPT - 1] + "…"
@@ -244,29 +251,27 @@ class Chat:
         :param quiet: without telling it anything.
         :raises ClientError: it may not enter.
         """
-        entering = _OnTheWay()
-        key = (room_id, session.user_id)
-        self._entering.setdefault(key, []).append(entering)
+        caller, key = caller_of(session), (room_id, session.user_id)
         try:
-            entry = await self._entrance.enter(caller_of(session), room_id)
-            room = self.live.know(entry.row)
-            if entry.new:
-                self._personally(session.user_id, tells.RoomAdded(room=entry.info), session)
-            since = message.since if message is not None else None
-            if entry.floor:
-                room.floors[session.user_id] = entry.floor
-                if since is not None and since.offset < entry.floor:
-                    since = None  # what was said before is not for this member
-            if quiet:
-                self.live.quiet[key] = session
-            recovery = await self.hub.attach(session, room.channel, since, self.options)
-            if entering.removed is not None:
-                self.hub.detach(session, room.channel)
-                raise ClientError(ErrorCode.FORBIDDEN, f"you were {entering.removed} just now")
+            with self.nodes.coming(room_id, session.user_id) as coming:
+                entry = await self._entrance.enter(caller, room_id)
+                room = self.live.know(entry.row)
+                if entry.new:
+                    self._personally(session.user_id, tells.RoomAdded(room=entry.info), session)
+                since = message.since if message is not None else None
+                if entry.floor:
+                    room.floors[session.user_id] = entry.floor
+                    if since is not None and since.offset < entry.floor:
+                        since = None  # what was said before is not for this member
+                if quiet:
+                    self.live.quiet[key] = session
+                seen = entry.row.event_seq
+                recovery = await self.hub.attach(session, room.channel, since, self.options)
+                reason = await self.nodes.arrived(session, room, coming, seen, recovery.position.offset)
+                if reason is not None:
+                    self.hub.detach(session, room.channel)
+                    raise ClientError(ErrorCode.FORBIDDEN, f"you were {reason} just now")
         finally:
-            self._entering[key].remove(entering)
-            if not self._entering[key]:
-                del self._entering[key]
             if quiet:  # its coming is told at the end of this turn, or it was here already
                 asyncio.get_running_loop().call_soon(self.live.quiet.pop, key, None)
         if not quiet:
@@ -456,7 +461,10 @@ class Chat:
         timestamp = stamp(int(now * 1000))
         data = _LiveData(user_id, message.message, timestamp, client_id)
         publication = Publication(room.head, b",%b}" % JSON.encode(data)[1:], None, user_id, None, now)
-        position = await hub.broker.publish(room.channel, publication, self.options)
+        once = (
+            _once(user_id, client_id) if client_id is not None and self.nodes.shared else None
+        )  # on another node, too
+        position = await hub.broker.publish(room.channel, publication, self.options, once=once)
         if client_id is not None:
             room.answered[user_id, client_id] = (position.offset, timestamp)
             if len(room.answered) > REMEMBERED:
@@ -496,8 +504,9 @@ class Chat:
     # -- what goes on by itself
 
     def sweep(self, monotonic: float) -> None:
-        """Fade typing, index what was said."""
+        """Fade typing, look what other nodes did, index what was said."""
         self.live.sweep(monotonic)
+        self.nodes.sweep(monotonic)
         self.indexer.sweep(monotonic)
 
 
@@ -513,9 +522,17 @@ class RoomPast:
         if since is None and room is not None and room.sure:
             return Recovery(Position(room.row.epoch, room.seq), [], False)
         limit = min(limit, self._chat.hub.settings.catch_up_limit)
-        recovery = await self._chat.store.read(lambda connection: past.recover(connection, room_id, since, limit))
+        nodes = self._chat.nodes
+        removed: list[Removed] | None = [] if nodes.shared else None
+        recovery = await self._chat.store.read(
+            lambda connection: past.recover(connection, room_id, since, limit, _emptied(removed))
+        )
         if recovery is None:
             return await self._chat.hub.broker.recover(channel, since, limit, options)
+        if removed:
+            nodes.read(removed)
+        if since is not None and not recovery.recovered:
+            nodes.doubt(room_id)  # somebody may have been removed in what this node does not hear
         if room is not None and self._chat.store.exclusive:
             room.seq = max(room.seq, recovery.position.offset)
             room.sure = True  # what is committed from here on, or was since the read, this node tells of itself
@@ -536,13 +553,16 @@ class _LiveData(Struct, omit_defaults=True, gc=False):
     client_id: str | None = None
 
 
-class _OnTheWay:
-    """Somebody who is about to be in a room: may be removed meanwhile."""
+def _emptied(found: list[Removed] | None) -> list[Removed] | None:
+    """A list to read into: reading may have been begun before."""
+    if found is not None:
+        found.clear()
+    return found
 
-    __slots__ = ("removed",)
 
-    def __init__(self) -> None:
-        self.removed: str | None = None
+def _once(user_id: str, client_id: str) -> str:
+    """A broker's idempotency key of a message: of bounded length."""
+    return blake2b(JSON.encode((user_id, client_id)), digest_size=16).hexdigest()
 
 
 def caller_of(session: Session) -> Caller:

@@ -84,7 +84,7 @@ class Entering:
     def _look(self, comings: Sequence[Coming], connection: Connection) -> list[Entry | Exception | None]:
         """The room for each; None: they have to become a member first."""
         now = self._now()
-        found = _standings(connection, comings)
+        found = standings(connection, comings)
         answers: list[Entry | Exception | None] = []
         for coming, standing in zip(comings, found, strict=True):
             try:
@@ -109,7 +109,7 @@ class Entering:
     def _join(self, connection: Connection, comings: Sequence[Coming]) -> list[_Joined | ClientError]:
         now = self._now()
         rooms = _locked(connection, {coming.room_id for coming in comings})
-        found = _standings(connection, comings)
+        found = standings(connection, comings)
         new: dict[tuple[int, str], MemberRow] = {}
         results: list[_Joined | ClientError] = []
         for coming, standing in zip(comings, found, strict=True):
@@ -151,7 +151,7 @@ class Entering:
         judge_join(standing, caller, now, self._settings.max_members)
         member = new[key] = new_member(room, caller.user_id, "member", now)
         room.member_count += 1
-        tx.outcome.changed.append(Changed(room))
+        tx.outcome.changed.append(Changed(room, everywhere=False))
         return _Joined(self._entry(tx, room, member, new=True), tx.outcome)
 
     def _joined(self, comings: Sequence[Coming], results: Sequence[_Joined | ClientError]) -> None:
@@ -186,7 +186,7 @@ def _locked(connection: Connection, room_ids: Iterable[str]) -> dict[str, RoomRo
     return {room.id: room for room in map(room_of, rows)}
 
 
-def _standings(connection: Connection, comings: Sequence[Coming]) -> list[Standing | None]:
+def standings(connection: Connection, comings: Sequence[Coming]) -> list[Standing | None]:
     """How each who comes stands to the room: one query for all."""
     wanted = [(coming.room_id, coming.caller.user_id) for coming in comings if "\x00" not in coming.room_id]
     rows = connection.execute(_STANDINGS[connection.dialect.name], {"wanted": JSON.encode(wanted).decode()})

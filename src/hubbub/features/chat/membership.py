@@ -149,7 +149,7 @@ def drop_invitation(tx: Tx, room: RoomRow, user_id: str) -> bool:
 
 def expel(tx: Tx, room: RoomRow, user_id: str, reason: str) -> None:
     """Have all devices of somebody who is no member any more leave the room, and tell them."""
-    tx.remove(room.id, user_id, reason)
+    tx.remove(room, user_id, reason)
     tx.personally(user_id, RoomRemoved(room.id, reason))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 from sqlalchemy import Connection, bindparam, select
 
 from hubbub.errors import ClientError, ErrorCode
@@ -19,7 +20,16 @@ from hubbub.features.chat.asks import CatchUp
 from hubbub.features.chat.render import MESSAGE_COLUMNS, message_data, message_of, room_info
 from hubbub.features.chat.tables import SEQ_MASK, key_of
 from hubbub.features.chat.tells import CaughtUp
-from hubbub.features.chat.tx import ROOM_COLUMNS, TEXT_EVENTS, Tx, message_publication, publication_of, reads, room_of
+from hubbub.features.chat.tx import (
+    ROOM_COLUMNS,
+    TEXT_EVENTS,
+    Removed,
+    Tx,
+    message_publication,
+    publication_of,
+    reads,
+    room_of,
+)
 from hubbub.messages import JSON, Position
 from hubbub.stream import PAGE_BYTES, Publication, Recovery
 
@@ -34,11 +44,14 @@ _EVENTS: Final = select(tables.events).where(
 )
 
 
-def recover(connection: Connection, room_id: str, since: Position | None, limit: int) -> Recovery | None:
+def recover(
+    connection: Connection, room_id: str, since: Position | None, limit: int, removed: list[Removed] | None = None
+) -> Recovery | None:
     """What a reader at ``since`` has missed: all of it, or nothing and ``recovered`` False. None: the room's past is not
     here (it is a `live` one).
 
     :param since: None: only the position is asked.
+    :param removed: takes who had to leave the room meanwhile.
     """
     room = _room(connection, room_id)
     if room is None or not room.stored:
@@ -46,7 +59,7 @@ def recover(connection: Connection, room_id: str, since: Position | None, limit:
     here = Position(room.epoch, room.event_seq)
     if since is None or _lost(room, since, limit) is not None:
         return Recovery(here, [], False)
-    publications = events_after(connection, room, since.offset, room.event_seq)
+    publications = events_after(connection, room, since.offset, room.event_seq, removed)
     if len(publications) != room.event_seq - since.offset:
         return Recovery(here, [], False)  # some were trimmed away
     return Recovery(here, publications, True)
@@ -81,8 +94,13 @@ def _room(connection: Connection, room_id: str) -> RoomRow | None:
     return None if found is None else room_of(found)
 
 
-def events_after(connection: Connection, room: RoomRow, after: int, upto: int) -> list[Publication]:
-    """Everything of a room with ``after < offset <= upto`` that is still there, in order."""
+def events_after(
+    connection: Connection, room: RoomRow, after: int, upto: int, removed: list[Removed] | None = None
+) -> list[Publication]:
+    """Everything of a room with ``after < offset <= upto`` that is still there, in order.
+
+    :param removed: takes who had to leave the room.
+    """
     bounds = {"low": key_of(room.no, after), "high": key_of(room.no, upto)}
     found: dict[int, Publication] = {}
     for row in connection.execute(_MESSAGES, bounds):
@@ -92,8 +110,27 @@ def events_after(connection: Connection, room: RoomRow, after: int, upto: int) -
     targets = _targets(connection, room, events)
     for row in events:
         seq = row.key & SEQ_MASK
-        found[seq] = publication_of(room.id, row.type, _data(room, row, targets), seq)
+        data = _data(room, row, targets)
+        found[seq] = publication_of(room.id, row.type, data, seq)
+        if removed is not None and row.type in _REMOVALS:
+            removed += _removal(room, row.type, data, seq)
     return [found[seq] for seq in sorted(found)]
+
+
+class _Left(Struct):
+    user_id: str
+    change: str = "erased"
+
+
+def _removal(room: RoomRow, kind: str, data: bytes, seq: int) -> list[Removed]:
+    """Who had to leave a room by an event."""
+    left = _decode_left(data)
+    gone = kind == "user_erased" or left.change in ("kicked", "banned", "left")
+    return [Removed(room.id, left.user_id, left.change, seq)] if gone else []
+
+
+_REMOVALS: Final = frozenset({"member", "user_erased"})
+_decode_left: Final = msgspec.json.Decoder(_Left).decode
 
 
 def _targets(connection: Connection, room: RoomRow, events: Sequence[Any]) -> dict[int, bytes]:

@@ -39,17 +39,25 @@ class Told(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A user has to leave a room's channel, on all devices, now."""
+    """A user has to leave a room's channel, on all devices, now.
+
+    :ivar seq: the room's number then: of the event, if there is one (:meth:`Outcome.number_of`).
+    """
 
     room_id: str
     user_id: str
     reason: str
+    seq: int
 
 
 class Changed(NamedTuple):
-    """A room's row is another one now: what nodes keep of it has to follow."""
+    """A room's row is another one now: what nodes keep of it has to follow.
+
+    :ivar everywhere: on other nodes, too; False: it is only how many are in it.
+    """
 
     room: RoomRow
+    everywhere: bool = True
 
 
 class Mentioned(NamedTuple):
@@ -81,6 +89,11 @@ class Outcome(Generic[R]):
         self.removed: list[Removed] = []
         self.changed: list[Changed] = []
         self.mentioned: list[Mentioned] = []
+
+    def number_of(self, removed: Removed) -> int:
+        """The number of the event by which somebody had to leave; 0: there is none."""
+        numbers = (told.publication.offset for told in self.told if told.room_id == removed.room_id)
+        return max(numbers, default=0)
 
 
 class Tx:
@@ -168,7 +181,7 @@ class Tx:
         self.connection.execute(update(tables.rooms).where(tables.rooms.c.no == room.no).values(**values))
         for name, value in values.items():
             setattr(room, name, value)
-        self.outcome.changed.append(Changed(room))
+        self.outcome.changed.append(Changed(room, not values.keys() <= COUNTS))
 
     # -- what happens in a room
 
@@ -256,9 +269,9 @@ class Tx:
         """Send something to all devices of a user."""
         self.outcome.personal.append((user_id, message))
 
-    def remove(self, room_id: str, user_id: str, reason: str) -> None:
+    def remove(self, room: RoomRow, user_id: str, reason: str) -> None:
         """Take a user's devices out of a room's channel."""
-        self.outcome.removed.append(Removed(room_id, user_id, reason))
+        self.outcome.removed.append(Removed(room.id, user_id, reason, room.event_seq))
 
     def audit(
         self,
@@ -287,6 +300,8 @@ class Tx:
         )
 
 
+COUNTS: Final = frozenset({"member_count", "pin_count"})
+"""Columns of ``rooms`` that nodes read when they tell of them."""
 TEXT_EVENTS: Final = frozenset({"message_updated", "message_deleted", "room_updated"})
 """Events whose `data` is read where it stands (the message, the room), not kept beside them."""
 
