@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hubbub.errors import RequestFailed as RequestFailed
     from hubbub.errors import SessionClosed as SessionClosed
     from hubbub.messages import Position as Position
+    from hubbub.publisher import AsyncPublisher as AsyncPublisher
+    from hubbub.publisher import Publisher as Publisher
     from hubbub.settings import ChannelOptions as ChannelOptions
     from hubbub.settings import Settings as Settings
     from hubbub.toolkit.router import HubRouter as HubRouter
@@ -47,6 +49,8 @@ _WHERE = {
     "RequestFailed": "hubbub.errors",
     "SessionClosed": "hubbub.errors",
     "Position": "hubbub.messages",
+    "Publisher": "hubbub.publisher",
+    "AsyncPublisher": "hubbub.publisher",
     "ChannelOptions": "hubbub.settings",
     "Settings": "hubbub.settings",
 }
@@ -66,6 +70,8 @@ __all__ = [  # noqa: RUF022  # as _WHERE has them
     "RequestFailed",
     "SessionClosed",
     "Position",
+    "Publisher",
+    "AsyncPublisher",
     "ChannelOptions",
     "Settings",
 ]
