@@ -33,6 +33,8 @@ SETTINGS = settings_for(channels={CHANNEL: OPTIONS}, presence_grace=GRACE)
 class Lane:
     codec = JSON
 
+    def deliver(self, links: Any, batch: Any, merge: bool) -> None: ...
+
 
 LANE = Lane()
 
