@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
-from hubbub.app import SystemClock
+from hubbub.app import Hubbub, SystemClock
 from hubbub.brokers.valkey.address import Address, target_of
 from hubbub.brokers.valkey.broker import PATIENCE, ValkeyBroker
 from hubbub.brokers.valkey.keys import PARTITIONS, SLOTS, Keys, cluster_tags, slot_of
@@ -19,6 +21,7 @@ from hubbub.errors import BrokerUnavailable, ClientError, ConfigurationError
 from hubbub.messages import Position
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication, Recovery
+from hubbub.testing import hub_client, running
 from tests.engine_support import WITHIN, Engine
 from tests.fault_proxy import fault_proxy
 from tests.support import settings_for
@@ -355,3 +358,29 @@ def test_partitions_of_a_cluster_are_spread() -> None:
     keys = Keys("p", cluster=True)
     assert len({keys.partition_of(f"room:{number}").index for number in range(2000)}) == PARTITIONS
     assert keys.partition_of("room:1").key("h", "room:1").startswith("p:{")
+
+
+# -- users' own channels
+
+
+async def test_a_notification_while_the_engine_is_away_for_one_node_reaches_a_session_that_never_had_one(
+    own_valkey: Engine, tmp_path: Path
+) -> None:
+    """The node cannot know from the offsets that it missed it: nothing came on that channel before."""
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy:
+        here = Hubbub(settings=settings_for(valkey_url=proxy.url, database_url="sqlite://"))
+        there = Hubbub(settings=settings_for(valkey_url=own_valkey.unix_url, database_url="sqlite://"))
+        app, other = FastAPI(), FastAPI()
+        here.install(app)
+        there.install(other)
+        async with running(other), hub_client(app, "alice") as alice:
+            await until(lambda: "alice" in here.hub.inlet.lines, "the node knows where alice's channel is")
+            await proxy.refuse()
+            proxy.reset()
+            await until(lambda: not here.hub.broker.healthy, "the node is cut off")
+            await there.notify("alice", "missed?", "no")
+            await proxy.accept()
+            told = await alice.expect("notification")
+            assert told["data"]["title"] == "missed?"
+            await there.notify("alice", "next", "")
+            assert (await alice.expect("notification"))["data"]["title"] == "next"

@@ -93,8 +93,16 @@ class OrderedInlet:
             self.hub.spawn(self._hear(user_id))
 
     async def _hear(self, user_id: str) -> None:
+        name = PERSONAL + user_id
         try:
-            await self.hub.broker.subscribe(PERSONAL + user_id)
+            await self.hub.broker.subscribe(name)
+            options = self.hub.options_for(name)
+            if options.history_size and user_id not in self.lines:
+                # from here on, what is missed while the engine is away is known to be
+                read = await self.hub.broker.recover(name, None, 0, options)
+                if user_id not in self.lines and self.hub.sessions_of(user_id):
+                    line = self.lines[user_id] = Personal(name)
+                    line.epoch, line.next = read.position.epoch, read.position.offset + 1
         except BrokerUnavailable:
             return  # the broker knows that it is wanted
         finally:
@@ -146,6 +154,9 @@ class OrderedInlet:
         lines: list[Line] = []
         if channel is None:
             lines = [*self.hub.channels.values(), *self.lines.values()]
+            if self._shared:
+                for user_id in self.hub.users.keys() - self.lines.keys():
+                    self.came(user_id)
         elif channel.startswith(PERSONAL):
             personal = self.lines.get(channel[len(PERSONAL) :])
             lines = [personal] if personal is not None else []

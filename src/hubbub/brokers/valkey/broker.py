@@ -82,6 +82,7 @@ class ValkeyBroker:
         self._readers: list[Reader] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._bases = 0
+        self._started = False
         self._peers = ValkeyPeers(self)
 
     @property
@@ -142,6 +143,7 @@ class ValkeyBroker:
             if shard.hopeless:
                 await self.stop()
                 check_hopeless(shard)
+        self._started = True
         await self._peers.start()
 
     async def stop(self) -> None:
@@ -157,6 +159,7 @@ class ValkeyBroker:
             await asyncio.wait(self._tasks, timeout=1.0)
         self._topology = None
         self._inlet = None
+        self._started = False
         self._outbound.clear()
         self._readers.clear()
         self._lines.clear()
@@ -172,7 +175,7 @@ class ValkeyBroker:
         for partition in shard.partitions:
             if partition.index < len(self._outbound):
                 self._outbound[partition.index].again()
-        if self._inlet is not None and self.stats.connects > len(self.shards):
+        if self._inlet is not None and self._started:
             self.stats.checked += len(self._lines)
             self._inlet.lost(None)
         for tell in self.on_up:

@@ -122,9 +122,7 @@ class Reader:
 
     # -- one read for all that ask in a turn
 
-    def _ask(
-        self, channel: str, options: ChannelOptions, since: int, limit: int
-    ) -> asyncio.Future[Read]:
+    def _ask(self, channel: str, options: ChannelOptions, since: int, limit: int) -> asyncio.Future[Read]:
         future: asyncio.Future[Read] = self._loop.create_future()
         key = (channel, options)
         waiting = self._asked.get(key)
@@ -170,9 +168,9 @@ class Reader:
             if fence is None or not shard.up:
                 break
             try:
-                reply: Any = await shard.run(
-                    READ, keys, (fence[0], fence[1], self._base(), keep, after, before, limit, mode)
-                )
+                args = (fence[0], fence[1], self._base(), keep, after, before, limit, mode)
+                # a position is of use only if it is known what of the publications up to it was heard
+                reply: Any = await shard.run(READ, keys, args, in_order=mode == "p")
             except BrokerUnavailable as error:
                 if "FENCED" not in str(error):
                     raise

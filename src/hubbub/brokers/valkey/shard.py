@@ -352,12 +352,14 @@ class Shard:
 
     # -- commands
 
-    async def call(self, *args: Any) -> Any:
+    async def call(self, *args: Any, in_order: bool = False) -> Any:
         """One command, over the connection for reading.
 
+        :param in_order: over the one on which publications are heard: what was published before the engine carried it out
+            was handed over before it is answered. For small answers only.
         :raises BrokerUnavailable: there is no answer in time, or the engine refuses.
         """
-        wire = self.reads
+        wire = self.main if in_order else self.reads
         if not self.up or wire is None:
             raise BrokerUnavailable("the engine is away")
         # no asyncio.timeout: a handler's first steps are taken outside of any task
@@ -375,14 +377,14 @@ class Shard:
         finally:
             timer.cancel()
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a script, over the connection for reading.
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any], *, in_order: bool = False) -> Any:
+        """Run a script, as :meth:`call` does a command.
 
         :raises BrokerUnavailable: as :meth:`call`.
         """
         for _ in range(3):
             try:
-                return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+                return await self.call("EVALSHA", script.sha, len(keys), *keys, *args, in_order=in_order)
             except WireError:
                 await self.call("SCRIPT", "LOAD", script.text)
         raise BrokerUnavailable("the engine forgets scripts as soon as they are loaded")
