@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from math import inf
 from typing import Final
 
 import pytest
@@ -131,6 +132,20 @@ class PeersContract:
                     if other is not node:
                         await _until_said(place, node, other, wanted[other.peers.node])
                 assert len(node.ear.messages) == 100, "nobody hears themselves"
+
+    async def test_beats_do_not_disturb_what_is_said(self, place: Place) -> None:
+        """Two nodes talk without a pause over some beats: that a beat is answered late is no sign of a loss."""
+        async with place.nodes(2) as nodes:
+            wanted: list[list[bytes]] = [[], []]
+            until = place.clock.monotonic() + 2 * BEAT
+            while place.clock.monotonic() < until:
+                for node, said in zip(nodes, wanted, strict=True):
+                    said += [b"%d" % (len(said) + number) for number in range(10)]
+                    await asyncio.gather(*(node.peers.tell(message) for message in said[-10:]))
+                if place.longest == inf:
+                    await place.pass_time(BEAT / 50)  # else it passes by itself
+            await _until_said(place, nodes[0], nodes[1], wanted[1])
+            await _until_said(place, nodes[1], nodes[0], wanted[0])
 
     async def test_messages_of_one_turn_keep_their_order(self, place: Place) -> None:
         async with place.nodes(2) as nodes:
