@@ -112,9 +112,9 @@ class Quotas:
         }
 
     @property
-    def shared(self) -> bool:
-        """Whether any limit is."""
-        return bool(self._shares)
+    def asking(self) -> bool:
+        """Whether a purchase is under way."""
+        return self._buyers > 0
 
     def sweep(self, now: float) -> None:
         """Forget what is over; try the engine again; share among the nodes that there are."""
