@@ -201,7 +201,7 @@ class Publisher(Person):
         if self.filler:
             message["data"]["filler"] = self.filler
         if self._again:
-            message["once"] = sent.nonce
+            message["idempotency_key"] = sent.nonce
         await client.send(json.dumps(message))
         try:
             async with asyncio.timeout(ANSWER):
@@ -262,6 +262,8 @@ class Subscriber(Person):
             self._subscribed(message)
         elif kind == "gap":
             self._gap(message)
+        elif kind == "position":
+            self._renewed(message)
         elif kind == "presence_changed" and message["channel"] == self.watched:
             self._changed(message)
         elif kind == "error":
@@ -303,6 +305,13 @@ class Subscriber(Person):
         if to.epoch == heard.at.epoch and to.offset < heard.at.offset:
             self.wrong.append(f"{self.name}: a gap leads back from {heard.at} to {to}")
         heard.gaps.append((heard.at, to))
+        heard.at = to
+
+    def _renewed(self, message: dict[str, Any]) -> None:
+        heard, to = self.heard[message["channel"]], At(message["epoch"], message["offset"])
+        assert heard.at is not None, message
+        if to.offset != heard.at.offset:
+            self.wrong.append(f"{self.name}: {message['channel']}: the position was renewed from {heard.at} to {to}")
         heard.at = to
 
     def _changed(self, message: dict[str, Any]) -> None:

@@ -130,6 +130,8 @@ class FaultProxy:
                 raise ConnectionResetError("one end closed")
             size = self.slice or len(data)
             for start in range(0, len(data), size):
+                if writer.is_closing():
+                    raise ConnectionResetError("it was reset")  # uvloop's write() would say it otherwise
                 writer.write(data[start : start + size])
                 await writer.drain()
                 if self.slice:
