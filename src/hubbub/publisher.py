@@ -278,6 +278,8 @@ class AsyncPublisher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._broker is not None and self._calls == 1 and not all(shard.up for shard in self._broker.shards):
+            await self._stop()  # it pauses between its attempts to connect: a new one tries at once
         if self._broker is None:
             broker = self._make()
             await broker.begin()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.brokers.valkey.keys import Partition
@@ -15,13 +14,12 @@ from hubbub.stream import Publication
 class OutsideBroker(ValkeyBroker):
     """A broker that has no lease and no subscribers.
 
-    :ivar outside: how the nodes are told and facts are kept. It was never started, so it speaks for no node.
+    :ivar outside: how the nodes are told and facts are kept.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, _MachineClock())
-        self.outside = ValkeyPeers(self)
-        self._peers: Any = None
+        self._peers = self.outside = _Outside(self)
 
     async def begin(self) -> None:
         """Connect, for a moment; who publishes waits for the rest."""
@@ -36,6 +34,16 @@ class OutsideBroker(ValkeyBroker):
         reply = await self.shard_of(partition).call("PUBSUB", verb, partition.key("c", channel))
         counts = reply.values() if isinstance(reply, dict) else reply[1::2]
         return sum(map(int, counts))
+
+
+class _Outside(ValkeyPeers):
+    """Peers of no node: what was never started has no name, no lease, and no ear."""
+
+    async def start(self) -> None:
+        """Nothing: the nodes are not to know of it."""
+
+    async def stop(self) -> None:
+        """Nothing: they do not know of it."""
 
 
 class _MachineClock:
