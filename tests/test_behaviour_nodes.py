@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from websockets.asyncio.client import connect
 
 from hubbub import Hubbub
 from hubbub.auth import REVOCATION_MEMORY
@@ -18,6 +21,7 @@ from hubbub.entrance import REMEMBER_REVOCATION
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.ports import LEASE
 from hubbub.testing import HandClock, MemoryEngine
+from tests.engine_support import running_nodes
 from tests.support import Client, Running, running, settings_for, until
 
 pytestmark = pytest.mark.anyio
@@ -435,6 +439,18 @@ async def test_exclude_self_holds_for_a_device_that_came_back_elsewhere() -> Non
                 assert (await back.expect("publication"))["data"] == "last"
 
 
+async def test_a_second_device_elsewhere_gets_what_the_first_published_but_not_to_itself() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as first:
+            position = await first.ask("subscribe", channel="news")
+            await first.ask("publish", channel="news", data="of the first", exclude_self=True)
+            since = {"epoch": position["epoch"], "offset": position["offset"]}
+            async with two.client("bob") as second:  # it names no session: it is not the first one come back
+                missed = await second.ask("subscribe", channel="news", since=since)
+                assert [each["data"] for each in missed["messages"]] == ["of the first"]
+
+
 # -- publishers without a server
 
 
@@ -495,3 +511,87 @@ async def test_health_says_what_all_nodes_have() -> None:
             nodes.clock.advance(LEASE + 2)
             await until(lambda: one.hub.cluster.totals().nodes == 1)
             assert (await http.get("/health")).json()["total_connections"] == 1
+
+
+# -- over a real engine: servers that are processes
+
+
+@pytest.mark.slow
+async def test_two_servers_over_valkey(valkey_url: str, valkey_prefix: str, tmp_path: Path) -> None:
+    async with (
+        running_nodes(valkey_url, tmp_path, valkey_prefix=valkey_prefix) as (one, two),
+        one.client("alice") as alice,
+        one.client("bob") as b1,
+        two.client("bob") as b2,
+        two.client("carol") as carol,
+        two.http() as http,
+    ):
+        body = {"user_ids": ["bob", "alice"], "title": "t", "message": "m"}
+        answer = (await http.post("/api/notifications/send", json=body)).json()
+        assert (answer["delivered"], answer["complete"]) == (3, True)
+        for client in (alice, b1, b2):
+            assert (await client.expect("notification"))["data"]["id"] == answer["id"]
+            await client.nothing_more()
+        await carol.nothing_more()
+        body = {"title": "t", "message": "m", "exclude_users": ["carol"]}
+        answer = (await http.post("/api/notifications/broadcast", json=body)).json()
+        assert (answer["delivered"], answer["complete"]) == (3, True)
+        for client in (alice, b1, b2):
+            await client.expect("broadcast_notification")
+        await carol.nothing_more()
+        health = (await http.get("/health")).json()
+        assert health["nodes"] == 2
+        async with two.client("alice", session=alice.session):
+            assert await alice.closed() == 4409, "it is back elsewhere"
+        answer = (await http.post("/api/sessions/disconnect", json={"user_id": "bob"})).json()
+        assert answer == {"disconnected": 2, "complete": True}
+        assert [await b1.closed(), await b2.closed()] == [1000, 1000]
+
+
+@pytest.mark.slow
+async def test_a_server_that_stood_still_learns_what_was_revoked(
+    valkey_url: str, valkey_prefix: str, tmp_path: Path
+) -> None:
+    async with running_nodes(valkey_url, tmp_path, valkey_prefix=valkey_prefix) as (one, two), one.http() as http:
+        old = two.token("mallory")
+        async with two.client("mallory") as mallory, two.client("alice") as alice:
+            two.pause()
+            try:
+                body = {"user_id": "mallory", "revoke": True}
+                answer = (await http.post("/api/sessions/disconnect", json=body)).json()
+                assert answer == {"disconnected": 0, "complete": False}
+                async with asyncio.timeout(30):  # until the others take it for gone
+                    while (await http.get("/health")).json()["nodes"] == 2:
+                        await asyncio.sleep(0.05)
+                answer = (await http.post("/api/sessions/disconnect", json={"user_id": "mallory"})).json()
+                assert answer == {"disconnected": 0, "complete": True}
+            finally:
+                two.resume()
+            began = asyncio.get_running_loop().time()
+            assert await mallory.closed() == 4401
+            assert asyncio.get_running_loop().time() - began < 2.0 + LEASE
+            await alice.drained()
+        for node in (one, two):
+            async with connect(f"{node.ws}/ws?token={old}", proxy=None) as connection:
+                assert json.loads(await connection.recv())["code"] == "authentication_failed"
+
+
+@pytest.mark.slow
+async def test_a_revocation_holds_within_two_seconds_and_after_a_restart(
+    valkey_url: str, valkey_prefix: str, tmp_path: Path
+) -> None:
+    async with running_nodes(valkey_url, tmp_path, valkey_prefix=valkey_prefix) as (one, two), one.http() as http:
+        old = two.token("mallory")
+
+        async def refused() -> bool:
+            async with connect(f"{two.ws}/ws?token={old}", proxy=None) as connection:
+                return bool(json.loads(await connection.recv())["type"] == "error")
+
+        assert not await refused()
+        began = asyncio.get_running_loop().time()
+        await http.post("/api/sessions/disconnect", json={"user_id": "mallory", "revoke": True})
+        while not await refused():
+            assert asyncio.get_running_loop().time() - began < 2.0
+        await two.kill()
+        await two.start()
+        assert await refused()

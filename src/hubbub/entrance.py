@@ -142,7 +142,8 @@ class Entrance:
         if not session.move(State.OPEN):
             raise ClientError(ErrorCode.CONFLICT, "the session is over")
         session.id = previous if declared and previous is not None else secrets.token_urlsafe(16)
-        session.declared = declared
+        # with other nodes it cannot be told from here whether a publisher lives on: so none is taken for this one come back
+        session.declared = declared or bool(self._hub.cluster.others)
         self._hub.users[user_id] = user
         self.people += not user.sessions
         user.add(session)
