@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.ports import Broker
 from hubbub.testing import FaultyBroker, HandClock, MemoryEngine
 from hubbub.testing.contracts import BrokerContract, PeersContract, Place
+from tests.engine_support import Shards
 from tests.support import settings_for
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +84,19 @@ class TestMemoryEnginePeers(PeersContract):
         return EnginePlace()
 
 
+async def test_the_example_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HUBBUB_")]:
+        monkeypatch.delenv(name)
+    text = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
+    (code,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(code, names)
+    example = names["TestMyBroker"]()
+    assert isinstance(example, BrokerContract)
+    for test in (example.test_keys_are_forgotten, example.test_the_bound_in_bytes_holds):
+        await test(names["MyPlace"]())
+
+
 class ValkeyPlace(Place):
     """A server that all tests share; each has a prefix of its own."""
 
@@ -107,6 +125,20 @@ class TestValkeyBroker(BrokerContract):
         return ValkeyPlace(valkey_settings)
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Shards]:
+    with Shards() as shards:
+        yield shards
+
+
+class TestValkeyCluster(BrokerContract):
+    """Channels on three primaries."""
+
+    @pytest.fixture
+    def place(self, cluster: Shards, valkey_prefix: str) -> Place:
+        return ValkeyPlace({"valkey_url": cluster.url, "valkey_prefix": valkey_prefix})
+
+
 class TestValkeyPeers(PeersContract):
     @pytest.fixture
     def place(self, valkey_settings: dict[str, str]) -> Place:
@@ -123,3 +155,11 @@ class TestValkeyPeers(PeersContract):
     @pytest.mark.xfail(reason="a beat that is answered late is taken for an engine that lost messages", strict=True)
     async def test_beats_do_not_disturb_what_is_said(self, place: Place) -> None:
         await super().test_beats_do_not_disturb_what_is_said(place)
+
+
+class TestValkeyClusterPeers(TestValkeyPeers):
+    """Their presence is on three primaries, their messages on one."""
+
+    @pytest.fixture
+    def place(self, cluster: Shards, valkey_prefix: str) -> Place:
+        return ValkeyPlace({"valkey_url": cluster.url, "valkey_prefix": valkey_prefix})

@@ -317,8 +317,7 @@ class BrokerContract:
 
     async def test_more_than_the_limit_is_nothing(self, place: Place) -> None:
         async with place.node() as node:
-            for number in range(6):
-                position = await node.publish("a", str(number), KEEPS)
+            position = await node.fill("a", map(str, range(6)), KEEPS)
             for limit in (0, 1, 5):
                 recovery = await node.broker.recover("a", Position(position.epoch, 0), limit, KEEPS)
                 assert (recovery.position, recovery.publications, recovery.recovered) == (position, [], False)
@@ -326,8 +325,7 @@ class BrokerContract:
 
     async def test_what_was_trimmed_is_never_recovered_in_part(self, place: Place) -> None:
         async with place.node() as node:
-            for number in range(1, 41):
-                position = await node.publish("a", str(number), SMALL)
+            position = await node.fill("a", map(str, range(1, 41)), SMALL)
             for missed in range(6):
                 recovery = await node.broker.recover("a", Position(position.epoch, 40 - missed), 100, SMALL)
                 assert recovery.recovered, "so many are kept"
@@ -339,8 +337,7 @@ class BrokerContract:
 
     async def test_the_bound_in_bytes_holds(self, place: Place) -> None:
         async with place.node(history_bytes=8192) as node:
-            for number in range(1, 41):
-                position = await node.publish("a", f"{number}" + "x" * 1000, KEEPS)
+            position = await node.fill("a", (f"{number}" + "x" * 1000 for number in range(1, 41)), KEEPS)
             for since in range(40):
                 await _all_or_nothing(node, "a", Position(position.epoch, since), position, KEEPS)
             assert (await node.broker.recover("a", Position(position.epoch, 39), 100, KEEPS)).recovered
@@ -424,8 +421,7 @@ class BrokerContract:
     async def test_pages_of_history(self, place: Place) -> None:
         async with place.nodes(self.nodes) as nodes:
             node = nodes[-1]
-            for number in range(1, 11):
-                position = await nodes[0].publish("a", str(number), KEEPS)
+            position = await nodes[0].fill("a", map(str, range(1, 11)), KEEPS)
             for after, before, limit, wanted, more in (
                 (None, None, 100, range(1, 11), False),
                 (None, None, 3, range(8, 11), True),
@@ -454,8 +450,7 @@ class BrokerContract:
         async with place.node() as node:
             position, page, more = await node.broker.history("never", None, None, 10, KEEPS)
             assert (position.offset, list(page), more) == (0, [], False)
-            for number in range(1, 9):
-                await node.publish("a", str(number), SMALL)
+            await node.fill("a", map(str, range(1, 9)), SMALL)
             _, page, more = await node.broker.history("a", 0, None, 100, SMALL)
             offsets = [one.offset for one in page]
             assert offsets == list(range(9 - len(offsets), 9))

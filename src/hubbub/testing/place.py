@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from math import inf
 from time import monotonic
@@ -152,6 +152,11 @@ class Node:
     async def publish(self, channel: str, text: str, options: ChannelOptions, **how: Any) -> Position:
         """Publish a text."""
         return await self.broker.publish(channel, self.publication(text), options, **how)
+
+    async def fill(self, channel: str, texts: Iterable[str], options: ChannelOptions) -> Position:
+        """Publish texts, one after the other. Returns the position of the last one."""
+        positions = [await self.publish(channel, text, options) for text in texts]
+        return positions[-1]
 
     def publication(self, text: str, **fields: Any) -> Publication:
         """A publication of a text, as of now."""
