@@ -184,8 +184,8 @@ class Chat:
             self._personally(user_id, message, by if answered else None)
         if not shared:
             self._remove(outcome)
-        elif outcome.changed:
-            self.hub.spawn(self.nodes.tell(outcome.changed))
+        elif outcome.changed or outcome.removed:
+            self.hub.spawn(self.nodes.tell(outcome))
         for mentioned in outcome.mentioned:
             self.hub.spawn(self._mention(mentioned))
 

@@ -29,7 +29,7 @@ from hubbub.features.chat.access import Caller, RoomRow
 from hubbub.features.chat.entering import Coming, standings
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.membership import Standing
-from hubbub.features.chat.tx import ROOM_COLUMNS, Changed, Outcome, Removed, room_of
+from hubbub.features.chat.tx import ROOM_COLUMNS, Outcome, Removed, room_of
 from hubbub.hub import Hub
 from hubbub.session import Session
 from hubbub.store import Store
@@ -59,6 +59,13 @@ class RoomsChanged(Struct, tag="rooms_changed", frozen=True):
     """Rooms have other settings now: read them again."""
 
     room_ids: Annotated[list[str], Meta(max_length=ROOMS)]
+
+
+class Doubted(Struct, tag="room_doubted", frozen=True):
+    """A user may not be in a room any more: look it up."""
+
+    room_id: str
+    user_id: str
 
 
 class OnTheWay:
@@ -100,6 +107,7 @@ class Nodes:
         if self.shared:
             hub.passing.append((PREFIX, self._passes))
             hub.cluster.on(RoomsChanged, self._changed)
+            hub.cluster.on(Doubted, lambda message: self.doubt(message.room_id, message.user_id))
             hub.cluster.resyncers.append(self.resync)
 
     # -- coming in
@@ -258,12 +266,14 @@ class Nodes:
 
     # -- rooms that others changed
 
-    async def tell(self, changed: Iterable[Changed]) -> None:
-        """Tell the other nodes what changed of rooms that matters to them."""
-        room_ids = list(dict.fromkeys(each.room.id for each in changed if each.everywhere))
+    async def tell(self, outcome: Outcome[Any]) -> None:
+        """Tell the other nodes what changed of rooms that matters to them. Who does not get it looks by itself, later."""
+        room_ids = list(dict.fromkeys(each.room.id for each in outcome.changed if each.everywhere))
         for start in range(0, len(room_ids), ROOMS):
-            # who does not get it looks by itself, a little later
             await self._hub.cluster.tell(RoomsChanged(room_ids[start : start + ROOMS]))
+        for removed in outcome.removed:
+            if not outcome.number_of(removed):  # else the room's past says it
+                await self._hub.cluster.tell(Doubted(removed.room_id, removed.user_id))
 
     def _changed(self, message: RoomsChanged) -> None:
         self._stale.update(dict.fromkeys(each for each in message.room_ids if each in self._live.rooms))
