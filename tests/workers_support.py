@@ -98,13 +98,13 @@ class Workers:
     def family(self) -> list[psutil.Process]:
         """All processes below it."""
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
     def worker(self, index: int) -> psutil.Process:
         """The process of a worker (the newest, while an old one ends)."""
-        found = [each for each in self.family() if each.cmdline()[-2:] == ["hubbub.worker", str(index)]]
+        found = [each for each in self.family() if _words(each)[-2:] == ["hubbub.worker", str(index)]]
         return max(found, key=lambda each: each.create_time())
 
     def engine(self) -> psutil.Process:
@@ -172,8 +172,15 @@ def gone(processes: list[psutil.Process], within: float = WITHIN) -> None:
     until(lambda: not any(map(_runs, processes)), f"still there: {[p for p in processes if _runs(p)]}", within)
 
 
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return []
+
+
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Coroutine, Iterable
 from time import monotonic
 from typing import Any, Final
@@ -25,10 +24,11 @@ from hubbub.worker import Order
 log = logging.getLogger("hubbub.workers")
 
 DEATHS: Final = 5
-"""So many deaths of one worker within WINDOW seconds are a crash loop."""
-WINDOW: Final = 60.0
+"""So many early deaths of one worker in a row are a crash loop."""
+EARLY: Final = 60.0
+"""Seconds of serving after which a death is none."""
 BACKOFF: Final = (0.5, 8.0)
-"""Seconds until the second replacement within the window (the first comes at once), and at most."""
+"""Seconds until the replacement after the second early death in a row (the first comes at once), and at most."""
 PATIENCE: Final = 30.0
 """Seconds after which it is said that a worker is not ready yet."""
 SPARE: Final = 5.0
@@ -60,6 +60,7 @@ class Worker:
         self.index = index
         self.process = process
         self.retired = False
+        self.ready_at = 0.0
         self.ended = asyncio.ensure_future(process.wait())
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pipe = ready
@@ -69,7 +70,12 @@ class Worker:
         said = os.read(self._pipe, 64)
         asyncio.get_running_loop().remove_reader(self._pipe)
         os.close(self._pipe)
+        self.ready_at = monotonic()
         self.ready.set_result(bool(said))
+
+    def served(self, now: float) -> float:
+        """For how many seconds it has served."""
+        return now - self.ready_at if self.ready.done() and self.ready.result() else 0.0
 
     def go(self) -> None:
         """Let it open its store and serve."""
@@ -89,7 +95,7 @@ class Slot:
         self.index = index
         self.sockets = sockets
         self.worker: Worker | None = None
-        self.deaths: deque[float] = deque(maxlen=DEATHS)
+        self.deaths = 0
         self.changing = asyncio.Lock()
 
     @property
@@ -97,20 +103,19 @@ class Slot:
         worker = self.worker
         return worker is not None and worker.ready.done() and worker.ready.result() and not worker.ended.done()
 
-    def died(self, now: float) -> float:
-        """Count a death; returns the seconds to wait before the next start.
+    def died(self, served: float) -> float:
+        """Count a death, after so many seconds of serving; returns the seconds to wait before the next start.
 
         :raises CannotServe: it dies again and again.
         """
-        self.deaths.append(now)
-        recent = sum(1 for when in self.deaths if when > now - WINDOW)
-        if recent == DEATHS:
+        self.deaths = self.deaths + 1 if served < EARLY else 0
+        if self.deaths == DEATHS:
             raise CannotServe(
-                f"worker {self.index} died {DEATHS} times within {WINDOW:.0f} seconds, so Hubbub stops: "
+                f"worker {self.index} died {DEATHS} times in a row, each time within {EARLY:.0f} seconds, so Hubbub stops: "
                 "the log above says why it died",
                 3,
             )
-        return 0.0 if recent == 1 else min(BACKOFF[0] * 2 ** (recent - 2), BACKOFF[1])
+        return 0.0 if self.deaths < 2 else min(BACKOFF[0] * 2 ** (self.deaths - 2), BACKOFF[1])
 
 
 class Supervisor:
@@ -308,7 +313,7 @@ class Supervisor:
             if worker.retired:
                 continue
             self._steer()
-            pause = slot.died(monotonic())
+            pause = slot.died(worker.served(monotonic()))
             log.error("a worker died", extra={"worker": slot.index, "code": code, "seconds_to_wait": pause})
             await asyncio.sleep(pause)
             async with slot.changing:
