@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),tr
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
 
-serve: .venv/.serve ## run the server on http://127.0.0.1:8000 (ARGS="--port 9000")
+serve: .venv/.serve ## run the server on http://127.0.0.1:8000 (ARGS="--port 9000 --workers 2")
 	$(BIN)/hubbub serve $(ARGS)
 
 install: .venv/.dev ## only create .venv, with everything
@@ -40,7 +40,7 @@ $(UV):
 	scripts/bootstrap
 
 .venv/.serve: uv.lock pyproject.toml | $(UV)
-	$(SYNC) --no-dev
+	$(SYNC) --no-dev --extra workers  # what `--workers` needs
 	@touch $@
 
 .venv/.dev: uv.lock pyproject.toml | $(UV)
