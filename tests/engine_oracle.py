@@ -471,15 +471,19 @@ class Trial:
             self.pasts[channel] = await past(self.nodes[0], channel)
         await self.until(lambda: not self._behind(), "not all is heard", within)
 
-    async def present(self, within: float = 10.0) -> float:
-        """Wait until who is present is who is there, as every node and every subscriber has it; seconds that it took."""
+    async def present(self, within: float = 10.0, asked: Sequence[Node] | None = None) -> float:
+        """Wait until who is present is who is there, as all subscribers and their nodes have it; seconds that it took.
+
+        :param asked: these nodes have it too.
+        """
         channel = self.channels[0]
         began, said = time.monotonic(), "nothing yet"
         while True:
             truth = {each.name for each in self.subscribers if each.here and channel in each.heard}
             views = {each.name: each.view for each in self.subscribers if each.here and each.watched == channel}
             if all(view == truth for view in views.values()):
-                views = {node.name: await _users(node, channel) for node in self.nodes if node.pid and not node.paused}
+                nodes = asked or {each.here for each in self.subscribers if each.here}
+                views = {node.name: await _users(node, channel) for node in nodes}
             wrong = {name: sorted(view ^ truth) for name, view in views.items() if view != truth}
             if not wrong:
                 return time.monotonic() - began

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine_oracle import Subscriber, Trial
 from tests.engine_scene import PRESENCE, ROOMY, Scene, elapse, scene
-from tests.engine_support import Engine, Node
+from tests.engine_support import Engine, Node, running_node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -174,3 +174,8 @@ async def test_started_before_the_engine(tmp_path: Path, own_valkey: Engine) -> 
     finally:
         for node in nodes:
             await node.close()
+
+
+async def test_a_node_without_subscribers_knows_who_is_there(tmp_path: Path, own_valkey: Engine) -> None:
+    async with scene(tmp_path, own_valkey) as there, running_node(own_valkey.url, tmp_path, "idle") as idle:
+        await there.people.present(PRESENCE, [idle])
