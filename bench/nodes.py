@@ -70,7 +70,10 @@ def say_latency(results: Sequence[Result]) -> list[str]:
 
 def say_per_cpu(results: Sequence[Result]) -> list[str]:
     key = "b_cpu" if "b_cpu" in results[0] else "server_cpu"
-    return [f"{middle(results, 'per_cpu_s'):,.0f} per CPU second of the node ({middle(results, key):.0f} %)"]
+    return [
+        f"{middle(results, 'per_cpu_s'):,.0f} per CPU second of the node ({middle(results, key):.0f} %), "
+        f"{middle(results, 'together'):.1f} messages per write, {middle(results, 'write_us'):.1f} µs each write"
+    ]
 
 
 def say_batches(results: Sequence[Result]) -> list[str]:
