@@ -24,10 +24,12 @@ from websockets.sync.client import connect
 
 from hubbub import Hubbub
 from hubbub.testing import hub_client, running
-from tests.support import TLS
+from tests.support import TLS, settings_for, until
+from tests.support import running as serving
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "guide_client")
+NO_APPS = {"guide_client", "publish_from_elsewhere"}
+EXAMPLES = sorted({path.stem for path in (ROOT / "examples").glob("*.py")} - NO_APPS)
 KEY = "a-key-of-my-own-1234"
 
 
@@ -325,6 +327,29 @@ def test_the_guides_client_passes(tmp_path: Path) -> None:
         asyncio.run(client.test_websocket_integration(token.stdout.strip(), f"ws://localhost:{port}/ws"))
 
 
+@pytest.mark.anyio
+async def test_publish_from_elsewhere(valkey_settings: dict[str, str]) -> None:
+    engine = {f"HUBBUB_{name.upper()}": value for name, value in valkey_settings.items()}
+    command = [sys.executable, "examples/publish_from_elsewhere.py", "alice"]
+
+    async def script() -> bytes:
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=os.environ | engine, stdout=subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0
+        return out
+
+    async with serving(settings_for(**valkey_settings)) as server, server.client("alice") as alice:
+        await until(lambda: server.hub.broker.healthy, "the engine is there")
+        await alice.ask("subscribe", channel="reports:7")
+        for _ in range(2):  # the second time says nothing new
+            assert await script() == b"told\n"
+        assert [(await alice.expect("publication"))["data"] for _ in range(2)] == [{"percent": 50}, {"percent": 100}]
+        assert (await alice.expect("notification"))["data"]["metadata"] == {"report": 7}
+        await alice.nothing_more()
+
+
 def test_every_example_is_in_the_readme() -> None:
     listed = set(re.findall(r"^\| [^|]+ \| \[(\w+)\.py\]", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE))
-    assert listed == {*EXAMPLES, "guide_client"}
+    assert listed == {*EXAMPLES, *NO_APPS}
