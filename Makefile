@@ -39,8 +39,9 @@ clean: ## remove what make made
 $(UV):
 	scripts/bootstrap
 
+# with what `--workers` needs
 .venv/.serve: uv.lock pyproject.toml | $(UV)
-	$(SYNC) --no-dev --extra workers  # what `--workers` needs
+	$(SYNC) --no-dev --extra workers
 	@touch $@
 
 .venv/.dev: uv.lock pyproject.toml | $(UV)
