@@ -103,7 +103,8 @@ def valkey_program() -> Path:
 
 def redis_program() -> Path | None:
     """A Redis beside the Valkey, where there is one (see scripts/ensure-redis)."""
-    found = os.environ.get("HUBBUB_REDIS_SERVER") or shutil.which("redis-server")
+    unpacked = Path(__file__).parents[1] / ".tools" / "redis" / "redis-server"
+    found = os.environ.get("HUBBUB_REDIS_SERVER") or shutil.which("redis-server") or shutil.which(unpacked)
     return Path(found) if found else None
 
 

@@ -150,7 +150,7 @@ async def test_several_start_at_once_on_an_empty_engine(tmp_path: Path, own_valk
         await asyncio.gather(*(node.listening() for node in nodes))
         async with Trial(nodes) as people:
             await people.more(100)
-            there = Scene(own_valkey, nodes, [], people, {node.name: node.rss for node in nodes})
+            there = Scene(nodes, [], people, {node.name: node.rss for node in nodes})
             await there.judge()
             epochs = {sent.position.epoch for each in people.publishers for sent in each.sent if sent.position}
             assert len(epochs) == len(people.channels)
@@ -170,7 +170,7 @@ async def test_started_before_the_engine(tmp_path: Path, own_valkey: Engine) -> 
         for node in nodes:
             await node.until_ready()
         async with Trial(nodes) as people:
-            await Scene(own_valkey, nodes, [], people, {}).judge()
+            await Scene(nodes, [], people, {}).judge()
     finally:
         for node in nodes:
             await node.close()
