@@ -219,6 +219,7 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
         gone(family, 5.0)
 
 
+@pytest.mark.slow
 def test_nothing_stays_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     with workers(tmp_path) as server, session(server, "alice", 0) as alice:
         family = server.family()
@@ -237,6 +238,7 @@ def test_nothing_stays_when_the_supervisor_is_killed(tmp_path: Path) -> None:
 # -- what dies
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_no_connection_is_lost(tmp_path: Path) -> None:
     with workers(tmp_path) as server:
         first = server.worker(0)
@@ -255,6 +257,7 @@ def test_a_worker_that_dies_is_replaced_and_no_connection_is_lost(tmp_path: Path
         assert [server.get("/health/live", index) for index in (0, 1)] == [{"status": "live"}] * 2
 
 
+@pytest.mark.slow
 def test_clients_of_a_killed_worker_miss_nothing_and_get_nothing_twice(tmp_path: Path) -> None:
     with workers(tmp_path) as server, session(server, "bob", 1) as bob:
         with session(server, "alice", 0) as alice:
@@ -343,6 +346,7 @@ def test_the_pauses_between_deaths_grow_until_it_is_given_up() -> None:
     assert [calm.died(EARLY) for _ in range(20)] == [0.0] * 20
 
 
+@pytest.mark.slow
 def test_an_app_that_is_not_there_ends_it_before_it_serves(tmp_path: Path) -> None:
     server = Workers(tmp_path, 2, "--app", "nowhere:app")
     try:

@@ -193,7 +193,10 @@ class Supervisor:
         :raises CannotServe: one ended before it served.
         """
         for slot in self.slots:
-            slot.worker = await self._spawn(slot)
+            try:
+                slot.worker = await self._spawn(slot)
+            except OSError as error:
+                raise CannotServe(f"worker {slot.index} cannot be started: {error}", 3) from None
         first = self.slots[0].worker
         assert first is not None
         first.go()
@@ -272,6 +275,7 @@ class Supervisor:
     # -- one worker
 
     async def _spawn(self, slot: Slot) -> Worker:
+        """:raises OSError: there is no room for another process."""
         ours, theirs = os.pipe()
         sockets = [each.fileno() for each in slot.sockets]
         order = Order(worker=slot.index, serving=self.serving, sockets=sockets, ready=theirs, pretty=self._pretty)
@@ -281,6 +285,9 @@ class Supervisor:
                 stdin=asyncio.subprocess.PIPE, pass_fds=(*sockets, theirs), start_new_session=True,
                 env={**self._environment, "HUBBUB_WORKER": str(slot.index)},
             )  # fmt: skip
+        except BaseException:
+            os.close(ours)
+            raise
         finally:
             os.close(theirs)
         assert process.stdin is not None
@@ -321,7 +328,12 @@ class Supervisor:
                     await self._replace(slot)
 
     async def _replace(self, slot: Slot) -> None:
-        slot.worker = await self._spawn(slot)
+        """A new worker in place of a dead one. If there can be none now, the old one is found dead once more."""
+        try:
+            slot.worker = await self._spawn(slot)
+        except OSError as error:
+            log.error("a worker cannot be started", extra={"worker": slot.index, "error": str(error)})
+            return
         slot.worker.go()
         if await self._serves(slot.worker):
             log.info("a worker serves in its place", extra={"worker": slot.index})
@@ -344,7 +356,11 @@ class Supervisor:
     async def _renew(self, slot: Slot) -> bool:
         """A new worker in place of one that serves; False: the new one does not come to serve, so the old one stays."""
         old = slot.worker
-        new = await self._spawn(slot)
+        try:
+            new = await self._spawn(slot)
+        except OSError as error:
+            log.error("a worker cannot be started", extra={"worker": slot.index, "error": str(error)})
+            return False
         new.go()
         if not await self._serves(new):
             log.error("a new worker ended before it served: the others stay as they are", extra={"worker": slot.index})

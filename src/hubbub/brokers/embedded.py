@@ -87,12 +87,12 @@ class EmbeddedValkey:
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = await _held(self.home / "lock")
-        except OSError as error:
-            raise ConfigurationError(f"HUBBUB_DATA_DIR: cannot use {self.home}: {error}") from None
-        self._place_socket()
-        self._log_file.write_bytes(b"")
-        try:
+            self._place_socket()
+            self._log_file.write_bytes(b"")
             await self._launch()
+        except OSError as error:
+            self._leave()
+            raise ConfigurationError(f"HUBBUB_DATA_DIR: cannot use {self.home}: {error}") from None
         except BaseException:
             self._leave()
             raise
@@ -140,7 +140,10 @@ class EmbeddedValkey:
         return [str(self._program), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     async def _launch(self) -> None:
-        """:raises ConfigurationError: it did not come to answer."""
+        """
+        :raises ConfigurationError: it did not come to answer.
+        :raises OSError: there is no room for another process.
+        """
         assert self._lock is not None
         theirs, self._lifeline = os.pipe()
         try:
@@ -151,6 +154,9 @@ class EmbeddedValkey:
                     # who is told to end in a terminal is whoever started it; and as long as it lives, the lock is held
                     start_new_session=True, pass_fds=(self._lock.fileno(),),
                 )  # fmt: skip
+        except BaseException:
+            await self._end()
+            raise
         finally:
             os.close(theirs)
         self.pid = self._process.pid
@@ -193,7 +199,7 @@ class EmbeddedValkey:
             pause = min(pause * 2, BACKOFF[1])
             try:
                 await self._launch()
-            except ConfigurationError as error:
+            except (ConfigurationError, OSError) as error:
                 log.error(str(error))
             else:
                 log.warning("the embedded Valkey answers again", extra={"seconds": round(monotonic() - began, 2)})
