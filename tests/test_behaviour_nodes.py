@@ -21,7 +21,7 @@ from hubbub.entrance import REMEMBER_REVOCATION
 from hubbub.errors import ClientError, ErrorCode
 from hubbub.ports import LEASE
 from hubbub.testing import HandClock, MemoryEngine
-from tests.engine_support import running_nodes
+from tests.engine_support import Engine, running_node, running_nodes
 from tests.support import Client, Running, running, settings_for, until
 
 pytestmark = pytest.mark.anyio
@@ -354,6 +354,17 @@ async def test_who_is_online_and_how_often_is_known_on_every_node() -> None:
             assert await asyncio.to_thread(one.hubbub.sync.online, ["carol"]) == {"carol"}
 
 
+async def test_many_counts_at_once_are_few_questions() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        async with two.client("user-3"), two.client("user-3"), one.client("user-4"):
+            before = one.hub.cluster.counts["told"]
+            counts = await asyncio.gather(*(one.hubbub.count_sessions(f"user-{number}") for number in range(500)))
+            assert [(user, count) for user, count in enumerate(counts) if count] == [(3, 2), (4, 1)]
+            assert one.hub.cluster.counts["told"] - before < 20
+            assert await one.hubbub.count_sessions("user-3") == 2
+
+
 async def test_a_user_is_subscribed_and_unsubscribed_on_all_nodes() -> None:
     async with cluster() as nodes:
         one, two = nodes.nodes
@@ -574,6 +585,33 @@ async def test_a_server_that_stood_still_learns_what_was_revoked(
         for node in (one, two):
             async with connect(f"{node.ws}/ws?token={old}", proxy=None) as connection:
                 assert json.loads(await connection.recv())["code"] == "authentication_failed"
+
+
+@pytest.mark.slow
+async def test_a_revocation_goes_through_while_the_engine_is_away_and_comes_back_empty(
+    own_valkey: Engine, tmp_path: Path
+) -> None:
+    async with running_nodes(own_valkey.url, tmp_path) as (one, two), one.http() as http:
+        async with two.client("mallory") as mallory, two.client("alice") as alice:
+            old = two.token("mallory")
+            await asyncio.to_thread(own_valkey.kill)
+            answer = (await http.post("/api/sessions/disconnect", json={"user_id": "mallory", "revoke": True})).json()
+            assert answer == {"disconnected": 0, "complete": False}
+            await alice.drained()
+            await mallory.drained()
+            await asyncio.to_thread(own_valkey.start)
+            assert await mallory.closed() == 4401
+            await alice.drained()
+        await asyncio.to_thread(own_valkey.restart)  # it keeps nothing
+        for node in (one, two):
+            await node.until_ready()
+        async with asyncio.timeout(10):  # until a node has told it again
+            while not await asyncio.to_thread(lambda: own_valkey.call("EXISTS", "hubbub:{0}:k:revoked")):
+                await asyncio.sleep(0.02)
+        async with running_node(own_valkey.url, tmp_path, "later") as three:
+            for node in (one, two, three):
+                async with connect(f"{node.ws}/ws?token={old}", proxy=None) as connection:
+                    assert json.loads(await connection.recv())["code"] == "authentication_failed"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ import hubbub
 from hubbub import AsyncPublisher, ChannelOptions, ClientError, ConfigurationError, Publisher
 from hubbub.errors import BrokerUnavailable, ErrorCode
 from hubbub.publisher import _Thread
-from tests.engine_support import Engine, running_nodes
+from tests.engine_support import Engine, Sentinels, Shards, running_nodes
 from tests.support import DEADLINE, Running, running, settings_for, until
 
 pytestmark = pytest.mark.anyio
@@ -431,6 +431,45 @@ async def test_a_script_beside_two_nodes(valkey_url: str, valkey_prefix: str, tm
         for client in (b1, b2):
             await client.expect("notification")
             assert await client.closed() == 4401
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["unix", "acl", "sentinel", "cluster"])
+async def test_over_all_kinds_of_engines(kind: str) -> None:
+    made: dict[str, Callable[[], Any]] = {
+        "unix": Engine,
+        "acl": lambda: Engine(user="hubbub", password="a-password-of-the-test"),
+        "sentinel": Sentinels,
+        "cluster": Shards,
+    }
+    with made[kind]() as engine:
+        settings = {"valkey_url": engine.unix_url if kind == "unix" else engine.url, "valkey_prefix": "kinds"}
+        async with (
+            server(settings) as one,
+            server(settings) as two,
+            one.client("alice") as alice,
+            two.client("bob") as bob,
+            one.client("bob") as b2,
+        ):
+            for number in range(8):
+                await alice.ask("subscribe", channel=f"news:{number}")
+
+            def job() -> list[Any]:
+                with publisher_for(settings) as hub:
+                    offsets = [hub.publish(f"news:{number}", number).offset for number in range(8)]
+                    hub.notify("bob", "t", "m")
+                    hub.broadcast("all", "m", exclude_users=["bob"])
+                    online = [hub.online("bob"), hub.online("nobody")]
+                    hub.disconnect("bob", revoke=True)
+                    return [offsets, online]
+
+            assert await blocking(job) == [[1] * 8, [True, False]]
+            got = {(await alice.expect("publication"))["channel"] for _ in range(8)}
+            assert len(got) == 8
+            await alice.expect("broadcast_notification")
+            for client in (bob, b2):
+                await client.expect("notification")
+                assert await client.closed() == 4401
 
 
 def test_its_names_are_in_the_package_and_no_server_is_imported() -> None:

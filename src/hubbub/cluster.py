@@ -288,6 +288,7 @@ class Cluster:
         self.others = {node: self._read(node, said) for node, said in alive.items() if node != self.node}
         for question in list(self._asks.values()):
             question.only(self.others)
+        self.everywhere.revocations.joined()
         self._hub.comings.alive(alive.keys())
 
     def _read(self, node: str, said: bytes) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -26,6 +27,10 @@ MAX_RETURNED: Final = 100_000
 """Devices that came back here, of which the others are still to be told."""
 
 
+QUESTIONS: Final = 4
+"""Questions for counts that are under way at once. What comes meanwhile is asked together."""
+
+
 class Reached(NamedTuple):
     """What something did on all nodes.
 
@@ -40,6 +45,16 @@ class Reached(NamedTuple):
 NOBODY: Final = Reached(0, True)
 
 
+class _Question:
+    """Users of whom somebody wants to know how many sessions they have elsewhere."""
+
+    __slots__ = ("answer", "users")
+
+    def __init__(self, answer: asyncio.Future[tuple[Counter[str], bool]]) -> None:
+        self.users: dict[str, None] = {}
+        self.answer = answer
+
+
 class Everywhere:
     """The same act on all nodes of a cluster.
 
@@ -50,6 +65,8 @@ class Everywhere:
         self._hub = hub
         self._cluster = cluster
         self._returned: dict[tuple[str, str], float] = {}
+        self._waiting: _Question | None = None
+        self._asking = 0
         self.revocations = Revocations(hub, cluster)
         cluster.on(Disconnect, self._disconnect, outside=True)
         cluster.on(Count, self._count)
@@ -93,19 +110,57 @@ class Everywhere:
 
     async def count(self, user_ids: Iterable[str]) -> tuple[dict[str, int], bool]:
         """The live sessions of some users on all nodes, of those who have any; and whether every node has answered."""
-        found: Counter[str] = Counter()
-        complete = True
-        users = iter(dict.fromkeys(filter(valid_user_id, user_ids)))
-        while some := list(islice(users, MAX_USERS)):
-            found.update(self._count(Count(some)))
-            if self._cluster.others:  # only a question: who is not known yet has nobody yet
-                answers = await self._cluster.ask(Count(some))
-                complete &= answers.complete
-                for answer in answers:
-                    found.update(answer if isinstance(answer, dict) else {})
+        users = list(dict.fromkeys(filter(valid_user_id, user_ids)))
+        found = self._count(Count(users))
+        if not users or not self._cluster.others:  # it is only a question: who is not known yet has nobody yet
+            return found, True
+        elsewhere, complete = await self._ask_later(users)
         if not complete:
             self._warn("a count of sessions")
-        return dict(found), complete
+        for user in users:
+            if user in elsewhere:
+                found[user] = found.get(user, 0) + elsewhere[user]
+        return found, complete
+
+    async def _ask_later(self, users: list[str]) -> tuple[Counter[str], bool]:
+        """The sessions of users on other nodes. While some questions are under way, all that come are asked as one."""
+        assert self._hub.loop is not None
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = _Question(self._hub.loop.create_future())
+        waiting.users.update(dict.fromkeys(users))
+        if self._asking < QUESTIONS:
+            self._asking += 1
+            self._hub.background(self._ask_all())
+        return await asyncio.shield(waiting.answer)
+
+    async def _ask_all(self) -> None:
+        try:
+            while self._waiting is not None:
+                question, self._waiting = self._waiting, None
+                try:
+                    question.answer.set_result(await self._ask(question.users))
+                except Exception as error:
+                    question.answer.set_exception(error)
+                    question.answer.exception()  # whoever asked may have gone
+                finally:
+                    question.answer.cancel()  # nothing, if it was answered; else the hub stops
+        finally:
+            self._asking -= 1
+            if not self._asking and self._waiting is not None:
+                self._waiting.answer.cancel()
+                self._waiting = None
+
+    async def _ask(self, users: Iterable[str]) -> tuple[Counter[str], bool]:
+        found: Counter[str] = Counter()
+        complete = True
+        rest = iter(users)
+        while some := list(islice(rest, MAX_USERS)):
+            answers = await self._cluster.ask(Count(some))
+            complete &= answers.complete
+            for answer in answers:
+                found.update(answer if isinstance(answer, dict) else {})
+        return found, complete
 
     async def online(self, user_ids: Iterable[str]) -> set[str]:
         """Which of some users have a live session on any node."""

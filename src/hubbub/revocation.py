@@ -42,6 +42,7 @@ class Revocations:
         self._hub = hub
         self._cluster = cluster
         self._unsaid: dict[str, Revoke] = {}
+        self._unsure = False
         cluster.on(Revoke, self.apply, outside=True)
         cluster.resyncers.append(self.sync)
 
@@ -129,6 +130,14 @@ class Revocations:
             await self.sync()
         except BrokerUnavailable:
             log.warning("the engine does not answer: tokens that were revoked elsewhere are not known here yet")
+            self._unsure = True
+            self._cluster.resync(self.sync)
+
+    def joined(self) -> None:
+        """This node hears the others from here on. If it could not read what is kept before, it reads it (again) now: what
+        was said in between it has not heard."""
+        if self._unsure:
+            self._unsure = False
             self._cluster.resync(self.sync)
 
     def stop(self) -> None:
