@@ -162,13 +162,13 @@ class BrokerContract:
     async def test_subscribing_is_of_the_node(self, place: Place) -> None:
         """Once more changes nothing, and one end of it is enough."""
         async with place.node() as node:
-            await node.broker.unsubscribe("a")
+            await node.broker.unsubscribe("never")
             await asyncio.gather(*(node.broker.subscribe("a") for _ in range(3)))
             await node.publish("a", "1", KEEPS)
             await node.has("a", 1)
-            await node.broker.unsubscribe("a")
-            await node.broker.unsubscribe("a")
-            await node.publish("a", "2", KEEPS)
+            for text in ("2", "3"):
+                await node.broker.unsubscribe("a")
+                await node.publish("a", text, KEEPS)
             await _flushed(node, node)
             assert place.hears_all or node.texts("a") == {1: "1"}
 
@@ -479,7 +479,8 @@ class BrokerContract:
             await nodes[0].publish("a", "other", KEEPS, once="l")
             for node in nodes:
                 assert await node.publish("a", "again", KEEPS, once="k") == first
-            assert (await nodes[0].publish("b", "elsewhere", KEEPS, once="k")).offset == 1
+            assert (await nodes[0].publish("b", "elsewhere", KEEPS, once="l")).offset == 1
+            assert await nodes[0].kept("b", KEEPS) == ["elsewhere"], "a key is the channel's"
             assert (await nodes[-1].publish("a", "plain", KEEPS)).offset == 3
             await nodes[-1].has("a", 1, 2, 3)
             assert nodes[-1].texts("a") == {1: "first", 2: "other", 3: "plain"}

@@ -8,15 +8,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from math import inf
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from hubbub.messages import Position
 from hubbub.ports import BEAT, Broker, Clock, Here, Inlet, Peers
 from hubbub.settings import ChannelOptions
 from hubbub.stream import Publication
-
-PATIENCE: Final = 10.0
-"""Seconds of real time that a suite waits for what is to come."""
 
 
 class Place(ABC):
@@ -26,11 +23,13 @@ class Place(ABC):
     :cvar hears_all: it also hands over publications of channels that nobody on the node subscribed to. A broker of a
         single node may do that, since it costs nothing there.
     :cvar longest: seconds for which a test may let time pass: endless for a clock that is turned by hand.
+    :cvar patience: seconds of real time that a test waits for what is to come.
     """
 
     clock: Clock
     hears_all: ClassVar[bool] = False
     longest: ClassVar[float] = inf
+    patience: ClassVar[float] = 10.0
 
     @abstractmethod
     def broker(self, **settings: Any) -> Broker:
@@ -44,12 +43,13 @@ class Place(ABC):
         """End a started node without a word, as ``kill -9`` or a lost network would. Only for :class:`PeersContract`."""
         raise NotImplementedError
 
-    async def until(self, condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], bool], what: str, patience: float | None = None) -> None:
         """Let the loop run until a condition holds.
 
-        :param patience: seconds of real time.
+        :param patience: seconds of real time; by default the place's.
         :raises AssertionError: it did not come true, and ``what`` says what was waited for.
         """
+        patience = self.patience if patience is None else patience
         deadline = monotonic() + patience
         while not condition():
             if monotonic() >= deadline:
@@ -58,10 +58,10 @@ class Place(ABC):
 
     async def until_it(self, ask: Callable[[], Coroutine[Any, Any, bool]], what: str) -> None:
         """The same for what has to be asked for."""
-        deadline = monotonic() + PATIENCE
+        deadline = monotonic() + self.patience
         while not await ask():
             if monotonic() >= deadline:
-                raise AssertionError(f"{what}: not within {PATIENCE:g} s")
+                raise AssertionError(f"{what}: not within {self.patience:g} s")
             await asyncio.sleep(0.0005)
 
     async def until_beaten(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
