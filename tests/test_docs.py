@@ -28,7 +28,7 @@ from hubbub.features.chat.access import Act, Caller, MemberRow, RoomRow, allows
 from hubbub.features.chat.importing import import_room
 from hubbub.features.chat.tx import COMMANDS
 from hubbub.messages import ClientMessage, Inbox, ServerMessage
-from hubbub.metrics import Metrics
+from hubbub.metrics import EngineStats, Metrics
 from hubbub.settings import ChannelOptions, Settings
 from tests.chat_support import world
 from tests.databases import GIVEN
@@ -483,6 +483,7 @@ def test_every_metric_is_described() -> None:
     families = metrics.families(
         active=0, users=0, channels=0, behind=0, running=0, received={}, deliveries=0, batches=0, publications=0,
         history_bytes=0, below={}, store=metrics.store.families(0, True),
+        engine=EngineStats().families(True, "", "", 1, {}, {}),
     )  # fmt: skip
     assert described == {family.name for family in families}
 

@@ -4,6 +4,7 @@ Server calls carry ``Authorization: Bearer`` with an API key (HUBBUB_API_KEYS) o
 """
 
 import ipaddress
+import os
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -376,8 +377,9 @@ class Api:
         if hub.broker.peers is not None:
             stats = getattr(hub.broker, "stats", None) or EngineStats()  # another broker need not count
             nodes = len(hub.cluster.others) + 1
+            worker = os.environ.get("HUBBUB_WORKER", "")
             yield from stats.families(
-                hub.broker.healthy, hub.cluster.node, nodes, hub.cluster.counts, hub.quotas.counts
+                hub.broker.healthy, hub.cluster.node, worker, nodes, hub.cluster.counts, hub.quotas.counts
             )
 
     # -- development

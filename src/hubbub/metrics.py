@@ -107,16 +107,17 @@ class EngineStats:
         self.probe = 0.0
 
     def families(
-        self, up: bool, node: str, nodes: int, messages: Mapping[str, int], limits: Mapping[str, int]
+        self, up: bool, node: str, worker: str, nodes: int, messages: Mapping[str, int], limits: Mapping[str, int]
     ) -> Iterator[Metric]:
         """The Prometheus families.
 
+        :param worker: which one of `hubbub serve --workers`; "" for none.
         :param nodes: how many live, with this one.
         :param messages: those to and from other nodes, by what became of them.
         :param limits: what happened to limits that are shared.
         """
-        info = GaugeMetricFamily("hubbub_node_info", "1, with this node's id as the label", labels=("node",))
-        info.add_metric((node,), 1)
+        info = GaugeMetricFamily("hubbub_node_info", "1, with what this node is as labels", labels=("node", "worker"))
+        info.add_metric((node, worker), 1)
         yield info
         yield _gauge("hubbub_nodes", "Nodes that live, with this one", nodes)
         yield _gauge("hubbub_engine_up", "0 while the engine does not answer, or this node does not hear it", int(up))
