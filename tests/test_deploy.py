@@ -1,0 +1,369 @@
+"""The files in deploy/: a real nginx before real nodes, a real Valkey with the configuration and the rights given there.
+
+What needs Docker or Kubernetes is only read: names, paths and times must be those of Hubbub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import websockets
+import yaml
+from websockets.asyncio.client import connect
+
+from hubbub.publisher import AsyncPublisher
+from hubbub.settings import Settings
+from tests.engine_support import HOST, Engine, Node, Shards, free_port, running_nodes, until
+from tests.support import API_KEY, TLS, Client, HandClock, Running, running, settings_for
+from tests.support import until as until_true
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="there is no nginx: run scripts/ensure-nginx")
+
+
+# -- nginx ---------------------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """nginx with the configuration of deploy/, before some nodes."""
+
+    def __init__(self, directory: Path, ports: list[int]) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._home = directory / "nginx"
+        self._home.mkdir()
+        for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
+            (self._home / name).mkdir()
+        self._configuration = self._home / "nginx.conf"
+        self._configuration.write_text(self._adapted((DEPLOY / "nginx.conf").read_text(), ports))
+
+    def _adapted(self, text: str, ports: list[int]) -> str:
+        """The same with other addresses, and with files of its own."""
+        servers = re.findall(r"^ +server node-\w+:8000 (.+;)$", text, re.MULTILINE)
+        assert len(servers) == 3
+        lines = "\n".join(f"server {HOST}:{port} {servers[0]}" for port in ports)
+        text, count = re.subn(r"(^ +server node-\w+:8000 .+;\n)+", lines + "\n", text, flags=re.MULTILINE)
+        assert count == 1
+        text, count = re.subn(r"listen 80;", f"listen {HOST}:{self.port};", text)
+        assert count == 1
+        text = text.replace("worker_rlimit_nofile 200000;", "").replace(
+            "worker_connections 65536", "worker_connections 512"
+        )
+        paths = "".join(
+            f"{kind}_temp_path {self._home / name};\n"
+            for kind, name in (
+                ("client_body", "body"), ("proxy", "proxy"), ("fastcgi", "fastcgi"), ("uwsgi", "uwsgi"), ("scgi", "scgi"),
+            )
+        )  # fmt: skip
+        return text.replace("http {", f"http {{\n{paths}access_log off;\n", 1)
+
+    def start(self) -> None:
+        assert NGINX is not None
+        orders = f"daemon off; pid {self._home / 'pid'}; error_log {self._home / 'log'} warn;"
+        if os.geteuid() == 0:
+            orders += " user root;"  # its files are below a directory that only we may enter
+        words = [NGINX, "-p", str(self._home), "-c", str(self._configuration), "-g", orders]
+        checked = subprocess.run([*words, "-t"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        self._process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        until(self._listens, "nginx did not start in time")
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+
+    def _listens(self) -> bool:
+        try:
+            return httpx2.get(f"http://{HOST}:{self.port}/metrics", trust_env=False, verify=TLS).status_code == 404
+        except httpx2.HTTPError:
+            return False
+
+    @asynccontextmanager
+    async def client(self, node: Node, user: str, **options: Any) -> AsyncIterator[Client]:
+        """A client through nginx, signed in by its token."""
+        url = f"ws://{HOST}:{self.port}/ws"
+        async with connect(url, proxy=None, ping_interval=None, max_queue=None, close_timeout=0.5, **options) as each:
+            client = Client(each)
+            await client.send("auth", token=node.token(user))
+            answer = await client.receive()
+            assert answer["type"] == "auth_success", answer
+            yield client
+
+
+@contextmanager
+def proxy(directory: Path, ports: list[int]) -> Iterator[Proxy]:
+    made = Proxy(directory, ports)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+async def sessions(nodes: tuple[Node, ...]) -> list[int]:
+    return [int((await node.metrics())["websocket_active_connections"]) for node in nodes]
+
+
+@needs_nginx
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_nginx_before_two_nodes(valkey_settings: dict[str, str], tmp_path: Path) -> None:
+    """Connections are spread, people on both nodes talk, a node that dies is left and one that comes back is used."""
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
+        front = stack.enter_context(proxy(tmp_path, [node.port for node in nodes]))
+        clients = [await stack.enter_async_context(front.client(nodes[0], f"user-{number}")) for number in range(10)]
+        assert await sessions(nodes) == [5, 5]
+        for client in clients:
+            await client.ask("subscribe", channel="news")
+        await clients[0].ask("publish", channel="news", data="hello")
+        for client in clients[1:]:
+            assert (await client.expect("publication"))["data"] == "hello"
+        await _what_http_shows(front)
+
+        await nodes[1].kill()
+        ended = await asyncio.gather(*(_ended(client) for client in clients))
+        assert Counter(ended) == {True: 5, False: 5}
+        left = next(client for client, gone in zip(clients, ended, strict=True) if not gone)
+        await left.ask("publish", channel="news", data="missed")
+        for number in range(4):
+            async with front.client(nodes[0], f"back-{number}") as back:  # no attempt fails
+                answer = await back.ask("subscribe", channel="news", since={"epoch": "", "offset": 0})
+                assert answer["type"] == "subscribed"
+        assert (await sessions(nodes[:1]))[0] >= 5
+
+        await nodes[1].start()
+        await nodes[1].until_ready()
+        async with asyncio.timeout(20):  # nginx leaves out for five seconds what failed twice
+            while not (await sessions(nodes))[1]:
+                await stack.enter_async_context(front.client(nodes[0], "again"))
+                await asyncio.sleep(0.1)
+
+
+async def _ended(client: Client) -> bool:
+    """Whether the connection is gone; a ping tells."""
+    try:
+        await client.ask("ping")
+    except websockets.ConnectionClosed:
+        return True
+    return False
+
+
+async def _what_http_shows(front: Proxy) -> None:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    options: dict[str, Any] = {"trust_env": False, "verify": TLS, "headers": headers}
+    async with httpx2.AsyncClient(base_url=f"http://{HOST}:{front.port}", **options) as http:
+        health = (await http.get("/health")).json()
+        assert (health["status"], health["engine"], health["nodes"]) == ("healthy", "ok", 2)
+        assert (await http.get("/metrics")).status_code == 404
+        assert (await http.get("/health/ready")).status_code == 404
+        assert (await http.post("/api/publish", json={"channel": "other", "data": 1})).status_code == 200
+        sent = await http.post("/api/rooms/general/files?name=x.bin&as_user=alice", content=b"x" * (3 << 20))
+        assert sent.status_code == 201, sent.text
+
+
+@needs_nginx
+@pytest.mark.anyio
+async def test_nginx_tells_who_connects(valkey_settings: dict[str, str], tmp_path: Path) -> None:
+    """The limit per address counts clients, not nginx; what a client says of itself counts for nothing."""
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    options = {"valkey_prefix": prefix, "max_connections_per_address": 1}
+    async with AsyncExitStack() as stack:
+        (node,) = await stack.enter_async_context(running_nodes(url, tmp_path, "a", **options))
+        front = stack.enter_context(proxy(tmp_path, [node.port]))
+        forged = {"X-Forwarded-For": "203.0.113.9"}
+        await stack.enter_async_context(front.client(node, "alice", local_addr=("127.0.0.2", 0)))
+        await stack.enter_async_context(front.client(node, "bob", local_addr=("127.0.0.3", 0)))
+        url = f"ws://{HOST}:{front.port}/ws"
+        async with connect(url, proxy=None, local_addr=("127.0.0.2", 0), additional_headers=forged) as connection:
+            eve = Client(connection)
+            assert (await eve.receive())["code"] == "too_many"
+            assert await eve.closed() == 4429
+
+
+# -- Valkey --------------------------------------------------------------------------------------------------------
+
+PASSWORD = "a-password"
+RIGHTS = next(
+    line.split()[2:]
+    for line in (DEPLOY / "valkey-users.acl").read_text().splitlines()
+    if line.startswith("user hubbub ")
+)
+
+
+def admit(engine: Engine) -> None:
+    """Make the user of deploy/valkey-users.acl."""
+    engine.call("ACL", "SETUSER", "hubbub", *(word.replace("@PASSWORD@", PASSWORD) for word in RIGHTS))
+
+
+def denials(engine: Engine) -> list[str]:
+    """What the engine denied its users."""
+    found = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in engine.call("ACL", "LOG")]
+    return [f"{bytes(each[b'reason']).decode()} {bytes(each[b'object']).decode()}" for each in found]
+
+
+@pytest.mark.anyio
+async def test_the_rights_of_the_acl_suffice_and_are_few() -> None:
+    with Engine() as engine:
+        admit(engine)
+        await everything(f"valkey://hubbub:{PASSWORD}@{HOST}:{engine.port}/0")
+        assert denials(engine) == []
+        for words in (
+            ("FLUSHALL",),
+            ("KEYS", "*"),
+            ("CONFIG", "GET", "*"),
+            ("GET", "elsewhere"),
+            ("DEBUG", "SLEEP", 0),
+        ):
+            engine.call("ACL", "DRYRUN", "hubbub", "GET", "hubbub:x")
+            assert engine.call("ACL", "DRYRUN", "hubbub", *words) != b"OK", words
+
+
+@pytest.mark.anyio
+async def test_the_rights_of_the_acl_suffice_in_a_cluster() -> None:
+    with Shards() as shards:
+        for engine in shards.engines:
+            admit(engine)
+        await everything(shards.url.replace("://", f"://hubbub:{PASSWORD}@"))
+        assert [denials(engine) for engine in shards.engines] == [[], [], []]
+
+
+async def everything(url: str) -> None:
+    """What two nodes and a publisher ask of an engine."""
+    settings = settings_for(valkey_url=url, rate_limit=0, user_rate_limit=1, user_rate_burst=100, heartbeat_interval=0)
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(running(settings, clock=HandClock())) for _ in range(2)]
+        async with asyncio.timeout(30):
+            while not all(node.hub.cluster.others for node in nodes):
+                await asyncio.sleep(0.01)
+        async with nodes[0].client("alice") as alice, nodes[1].client("bob") as bob:
+            await people_talk(nodes, alice, bob)
+        async with AsyncPublisher(url) as outside:
+            await outside.publish("news", 2)
+            await outside.notify("alice", "t", "m")
+            await outside.disconnect("carol", revoke=True)
+            assert not await outside.online("carol")
+        async with nodes[1].client("bob") as bob:
+            answer = await bob.ask("subscribe", channel="news", since={"epoch": "", "offset": 0})
+            assert answer["type"] == "subscribed"
+            while (await bob.ask("ping"))["type"] == "pong":  # until its rate, which the nodes share
+                pass
+            await until_true(lambda: nodes[1].hub.quotas.bought > 0, "the engine did not count")
+    assert not any(node.hub.quotas.failed for node in nodes)
+
+
+async def people_talk(nodes: list[Running], alice: Client, bob: Client) -> None:
+    for client in (alice, bob):
+        assert (await client.ask("subscribe", channel="news", presence=True))["type"] == "subscribed"
+        assert (await client.ask("join_room", room_id="general"))["type"] == "room_joined"
+    await alice.ask("publish", channel="news", data=1, idempotency_key=secrets.token_hex(8))
+    await bob.expect("publication")
+    await bob.ask("chat_message", room_id="general", message="hello")
+    await alice.expect("message")
+    assert (await alice.ask("history", channel="news"))["type"] == "history"
+    assert (await alice.ask("presence", channel="news"))["type"] == "presence"
+    async with nodes[0].http() as http:
+        sent = {"user_id": "bob", "title": "t", "message": "m"}
+        assert (await http.post("/api/notifications/send", json=sent)).json()["delivered"] == 1
+        await bob.expect("notification")
+        for body in ({"user_id": "bob"}, {"user_id": "carol", "revoke": True}):
+            assert (await http.post("/api/sessions/disconnect", json=body)).json()["complete"]
+    await bob.closed()
+
+
+def test_the_configuration_of_valkey_is_taken() -> None:
+    with Engine(include=str(DEPLOY / "valkey.conf")) as engine:
+        for name, value in (("maxmemory-policy", b"noeviction"), ("appendonly", b"yes"), ("maxmemory", b"1073741824")):
+            assert engine.call("CONFIG", "GET", name) == [name.encode(), value]
+        limits = bytes(engine.call("CONFIG", "GET", "client-output-buffer-limit")[1]).decode()
+        assert "pubsub 67108864 16777216 30" in limits
+
+
+# -- what only others run ------------------------------------------------------------------------------------------
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def stop_seconds(settings: Settings) -> float:
+    """Within how long a server has ended after its SIGTERM (docs/operations.md)."""
+    return settings.drain_seconds + settings.close_timeout + 2 + settings.store_timeout
+
+
+def known(name: str) -> bool:
+    return name.startswith("AWS_") or name.removeprefix("HUBBUB_").lower() in Settings.model_fields
+
+
+def test_compose_names_what_there_is() -> None:
+    (compose,) = documents("compose.yaml")
+    nodes = [service for name, service in compose["services"].items() if name.startswith("node-")]
+    assert len(nodes) == 3
+    upstreams = re.findall(r"^ +server (node-\w+):8000", (DEPLOY / "nginx.conf").read_text(), re.MULTILINE)
+    assert upstreams == [name for name in compose["services"] if name.startswith("node-")]
+    for node in nodes:
+        assert all(known(name) for name in node["environment"])
+        assert float(node["stop_grace_period"].removesuffix("s")) > stop_seconds(
+            settings_for(drain_seconds=10, close_timeout=5)
+        )
+        assert node["environment"]["HUBBUB_VALKEY_URL"].startswith("valkey://hubbub:")
+    trusted = compose["services"]["nginx"]["networks"]["inside"]["ipv4_address"]
+    assert nodes[0]["command"][-2:] == ["--forwarded-allow-ips", trusted]
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).exists() if source.startswith("./") else source in compose["volumes"]
+
+
+def test_the_manifests_name_what_there_is() -> None:
+    hubbub = {each["kind"]: each for each in documents("kubernetes/hubbub.yaml")}
+    assert set(hubbub) == {
+        "ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Ingress",
+    }  # fmt: skip
+    configured = hubbub["ConfigMap"]["data"]
+    assert all(known(name) for name in configured)
+    pod = hubbub["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    settings = settings_for(drain_seconds=configured["HUBBUB_DRAIN_SECONDS"], close_timeout=5)
+    assert pod["terminationGracePeriodSeconds"] > pause + stop_seconds(settings)
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+    labels = hubbub["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert hubbub["Service"]["spec"]["selector"] == labels
+    assert hubbub["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    secret = re.findall(r"--from-literal=(\w+)=", (DEPLOY / "kubernetes" / "hubbub.yaml").read_text())
+    assert all(known(name) for name in secret)
+    assert all(documents("kubernetes/valkey.yaml"))
+
+
+def test_alerts_name_metrics_that_there_are() -> None:
+    described = (ROOT / "docs" / "operations.md").read_text()
+    rule = next(each for each in documents("kubernetes/monitoring.yaml") if each["kind"] == "PrometheusRule")
+    names = {
+        name.removesuffix("_bucket")
+        for each in rule["spec"]["groups"][0]["rules"]
+        for name in re.findall(r"\b(?:hubbub|websocket)_\w+", each["expr"])
+    }
+    assert len(names) > 3
+    for name in names:
+        assert f"`{name}`" in described, name
+    scaled = next(each for each in documents("kubernetes/hubbub.yaml") if each["kind"] == "HorizontalPodAutoscaler")
+    assert f"`{scaled['spec']['metrics'][0]['pods']['metric']['name']}`" in described
