@@ -178,13 +178,13 @@ async def test_revocation(lane: str) -> None:
         ):
             kept = server.token("alice")
             answer = await http.post("/api/sessions/disconnect", json={"token_id": "one"})
-            assert answer.json() == {"disconnected": 1}
+            assert answer.json() == {"disconnected": 1, "complete": True}
             assert (await one.expect("error"))["code"] == "authentication_failed"
             assert await one.closed() == 4401
             await two.nothing_more()
             server.advance(1)
             answer = await http.post("/api/sessions/disconnect", json={"user_id": "alice", "revoke": True})
-            assert answer.json() == {"disconnected": 1}
+            assert answer.json() == {"disconnected": 1, "complete": True}
             assert await two.closed() == 4401
             async with server.client(path=f"/ws?token={kept}") as again:
                 assert (await again.receive())["code"] == "authentication_failed"
@@ -194,12 +194,15 @@ async def test_revocation(lane: str) -> None:
                 pass  # a token made since then is good
             # without revoke it is only a goodbye
             answer = await http.post("/api/sessions/disconnect", json={"user_id": "bob", "reason": "enough"})
-            assert answer.json() == {"disconnected": 1}
+            assert answer.json() == {"disconnected": 1, "complete": True}
             assert await bob.closed() == 1000
             assert bob.connection.close_reason == ("" if lacks(lane, "close reasons") else "enough")
         async with server.client("bob"):
             pass
-        assert (await http.post("/api/sessions/disconnect", json={"user_id": "nobody"})).json() == {"disconnected": 0}
+        assert (await http.post("/api/sessions/disconnect", json={"user_id": "nobody"})).json() == {
+            "disconnected": 0,
+            "complete": True,
+        }
         assert (await http.post("/api/sessions/disconnect", json={})).status_code == 422
 
 
