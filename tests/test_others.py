@@ -47,6 +47,7 @@ class Reader:
         self.hub = hub
         self.session: Session | None = None
         self.here: set[str] | None = None
+        self.changes: list[dict[str, Any]] = []
         self.wrong: list[str] = []
         self._fresh = False
         self._replies: list[bytes] = []
@@ -66,6 +67,7 @@ class Reader:
 
     def _changed(self, message: dict[str, Any]) -> None:
         assert self.here is not None
+        self.changes.append(message)
         joined, left = set(message["joined"]), set(message["left"])
         # what changed in the turn in which it subscribed, it was told already
         if joined & self.here and not self._fresh:
