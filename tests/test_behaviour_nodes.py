@@ -365,6 +365,20 @@ async def test_many_counts_at_once_are_few_questions() -> None:
             assert await one.hubbub.count_sessions("user-3") == 2
 
 
+async def test_who_is_in_a_channel_is_known_on_every_node() -> None:
+    async with cluster(3) as nodes:
+        one, two, three = nodes.nodes
+        async with one.client("bob") as b1, two.client("bob") as b2, two.client("carol") as carol:
+            for client in (b1, b2, carol):
+                await client.ask("subscribe", channel="news")
+            await until(lambda: one.hubbub.presence("news") == {"bob": 2, "carol": 1})
+            for node in nodes.nodes:
+                assert await node.hubbub.who_is_in("news") == {"bob": 2, "carol": 1}
+            assert three.hubbub.presence("news") == {}, "it has nobody there"
+            assert await asyncio.to_thread(three.hubbub.sync.who_is_in, "news") == {"bob": 2, "carol": 1}
+            assert await one.hubbub.who_is_in("nobody:here") == {}
+
+
 async def test_a_user_is_subscribed_and_unsubscribed_on_all_nodes() -> None:
     async with cluster() as nodes:
         one, two = nodes.nodes

@@ -50,6 +50,7 @@ from hubbub.files import files_from
 from hubbub.hub import Hub
 from hubbub.messages import NotificationType, Position, plain_data
 from hubbub.ports import Broker, Clock
+from hubbub.presence import Roster
 from hubbub.redaction import RedactTokens
 from hubbub.session import Session, State
 from hubbub.settings import ChannelOptions, Settings, load_settings
@@ -410,11 +411,15 @@ class Hubbub(Declares, Owner):
         return [session_of(core, self.hub) for core in user or () if core.state is State.OPEN]
 
     def presence(self, channel: str) -> dict[str, int]:
-        """Who is in a channel (a room is ``room:<id>``): user ids, each with how many devices. In the hub's loop only."""
+        """Who is in a channel (a room is ``room:<id>``): user ids, each with how many devices on all nodes, if this node has
+        subscribers of the channel; else nobody: ask :meth:`who_is_in`. In the hub's loop only."""
         local = self.hub.channels.get(channel)
-        if local is None or local.roster is None:
-            return {}
-        return {user: int(here["devices"]) for user, here in local.roster.snapshot().items()}
+        return _devices(None if local is None else local.roster)
+
+    async def who_is_in(self, channel: str) -> dict[str, int]:
+        """Who is in a channel (a room is ``room:<id>``) on all nodes: user ids, each with how many devices. With the engine
+        away: who is in it on this one."""
+        return _devices(await self._here(self.hub.comings.others.roster_of(channel)))
 
     async def subscribe(self, user_id: str, channel: str) -> int:
         """Subscribe all live sessions of a user to a channel, on all nodes; no authorizer is asked. Returns how many.
@@ -511,6 +516,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.mount("/static", _Static(directory=STATIC), name="static")
     return app
+
+
+def _devices(roster: Roster | None) -> dict[str, int]:
+    return {} if roster is None else {user: int(here["devices"]) for user, here in roster.snapshot().items()}
 
 
 def _store(settings: Settings, hub: Hub) -> Store:

@@ -28,7 +28,7 @@ from hubbub.control import (
     no_answer_of,
     open_letter,
 )
-from hubbub.errors import BrokerUnavailable, ClientError
+from hubbub.errors import BrokerUnavailable, ClientError, StoreUnavailable
 from hubbub.everywhere import Everywhere
 from hubbub.ports import Here, Peers
 
@@ -83,7 +83,7 @@ class Cluster:
     :ivar peers: the way to the others; None where there are none.
     :ivar others: the other nodes that live, and what each last said of itself.
     :ivar resyncers: run after messages of others may have been missed: each reads again what they would have told of.
-        One that raises BrokerUnavailable is run again.
+        One that raises BrokerUnavailable or StoreUnavailable is run again.
     :ivar everywhere: what is done to sessions on all nodes at once.
     :ivar counts: what happened: ``told``, ``untold`` (the engine was away), ``heard``, ``bad`` (could not be read),
         ``unknown`` (of another release), ``failed`` (a handler raised), ``unanswered`` (asked, and somebody did not say).
@@ -257,7 +257,7 @@ class Cluster:
             self.resync(resync)
 
     def resync(self, resync: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a resyncer in the background, until the engine answers. Never twice at once: if it runs, then once more."""
+        """Run a resyncer in the background, until what it reads answers. Never twice at once: if it runs, then once more."""
         running = resync in self._resyncing
         self._resyncing[resync] = True
         if not running:
@@ -271,7 +271,7 @@ class Cluster:
                 try:
                     await resync()
                     pause = RESYNC_PAUSE
-                except BrokerUnavailable:
+                except (BrokerUnavailable, StoreUnavailable):
                     self._resyncing[resync] = True
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, RESYNC_PAUSE * 10)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hubbub")
 S = TypeVar("S", bound=Struct)
 
+RETURNED: Final = 1000
+"""Devices in one message that they came back."""
 MAX_RETURNED: Final = 100_000
 """Devices that came back here, of which the others are still to be told."""
 
@@ -205,8 +207,10 @@ class Everywhere:
             self._returned[user_id, session_id] = self._hub.clock.time()
 
     async def _tell_returned(self) -> None:
+        if not self._cluster.others:
+            self._returned.clear()  # it can hang nowhere
         while self._returned:
-            some = dict(islice(self._returned.items(), MAX_USERS))
+            some = dict(islice(self._returned.items(), RETURNED))
             if not await self._cluster.tell(Replaced([(*who, at) for who, at in some.items()])):
                 raise BrokerUnavailable("the other nodes could not be told who came back here")
             for who, at in some.items():

@@ -66,6 +66,10 @@ class Blocking:
         """As :meth:`Hubbub.online`."""
         return self._run(self._hub.online(user_ids))
 
+    def who_is_in(self, channel: str) -> dict[str, int]:
+        """As :meth:`Hubbub.who_is_in`."""
+        return self._run(self._hub.who_is_in(channel))
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run any coroutine in the hub's loop: ``hub.sync.run(orders.publish({"n": 1}, order_id=7))``."""
         return self._run(work)
