@@ -126,6 +126,13 @@ async def test_drain(lane: str) -> None:
             await until(lambda: not server.hub.sessions)
 
 
+async def test_without_an_engine_nothing_is_said_of_one(lane: str) -> None:
+    async with serve(lane) as server, server.http(bearer=None) as http:
+        assert "engine" not in (await http.get("/health")).json()
+        named = [name for name in await samples(server) if re.match("hubbub_(engine|node|presence|shared)", name)]
+        assert not named
+
+
 async def test_json_heartbeats(lane: str) -> None:
     async with serve(lane) as server, server.client("alice") as alice:
         assert await alice.ask("ping") == {"type": "pong", "ref": "ask-1"}
