@@ -99,6 +99,13 @@ class Engine:
         with closing(self.connect()) as connection:
             return int(connection.info("memory")["used_memory"])
 
+    def subscriptions(self) -> int:
+        """Of all connections, to all channels."""
+        with closing(self.connect()) as connection:
+            names = connection.call("PUBSUB", "CHANNELS")
+            counts = connection.call("PUBSUB", "NUMSUB", *names)
+            return sum(counts[1::2])
+
     def kept(self, channels: int) -> int:
         """Messages in the histories of r0, r1, …"""
         with closing(self.connect()) as connection:

@@ -352,7 +352,6 @@ def replace_server(target: Running, server: Server) -> Running:
 
 def watched(bench: NodeBench, nodes: Nodes, memory: dict[str, int], count: int) -> Result:
     assert nodes.engine is not None
-    subscriptions = 2 * max(1, count // 2 // bench.settings.idle_room)  # both nodes have clients in each of the rooms
     grown = {
         "node": psutil.Process(nodes.b.pid).memory_info().rss - memory["node"],
         "engine": nodes.engine.memory() - memory["engine"],
@@ -367,7 +366,8 @@ def watched(bench: NodeBench, nodes: Nodes, memory: dict[str, int], count: int) 
         "commands": {name: round(times / took, 2) for name, times in sorted(happened.items()) if times},
         "engine_cpu": 100 * (cpu_seconds(nodes.engine.pid) - cpu) / took,
         "node_kb": grown["node"] / 1024 / max(count // 2, 1),
-        "engine_bytes": grown["engine"] / subscriptions if count else 0.0,
+        "engine_bytes": grown["engine"] / max(count, 1),
+        "subscriptions": nodes.engine.subscriptions(),
     }
 
 

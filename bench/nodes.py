@@ -98,7 +98,7 @@ def say_idle(results: Sequence[Result]) -> list[str]:
         word = f"{int(count):,} clients: {each['ops_per_s']:.1f}/s, engine {each['engine_cpu']:.2f} %"
         if int(count):
             word += f", {each['node_kb']:.1f} KB each on the node, "
-            word += f"{each['engine_bytes']:,.0f} bytes in the engine per room and node"
+            word += f"{each['engine_bytes']:,.0f} bytes in the engine ({each['subscriptions']:,} subscriptions)"
         words.append(word)
     return words
 
