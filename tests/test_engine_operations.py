@@ -44,7 +44,7 @@ async def test_an_engine_that_is_away_makes_a_node_unready(own_valkey: Engine) -
                 assert (await http.get("/health/ready")).json()["reason"]
                 assert (await http.get("/health/live")).status_code == 200
                 await until_said(http, (200, "ready", "ok"))
-            await alice.nothing_more()
+            assert (await alice.ask("ping"))["type"] == "pong", "sessions stay"
 
 
 @pytest.mark.anyio
