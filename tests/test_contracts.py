@@ -152,10 +152,6 @@ class TestValkeyPeers(PeersContract):
     async def test_who_lives_stays(self, place: Place) -> None:
         await super().test_who_lives_stays(place)
 
-    @pytest.mark.xfail(reason="a beat that is answered late is taken for an engine that lost messages", strict=True)
-    async def test_beats_do_not_disturb_what_is_said(self, place: Place) -> None:
-        await super().test_beats_do_not_disturb_what_is_said(place)
-
 
 class TestValkeyClusterPeers(TestValkeyPeers):
     """Their presence is on three primaries, their messages on one."""

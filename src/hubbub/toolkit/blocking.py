@@ -29,9 +29,21 @@ class Blocking:
         self._hub = hub
         self.timeout = timeout
 
-    def publish(self, channel: str, data: Any, *, key: str | None = None, user_id: str | None = None) -> Position:
+    def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        version: int | None = None,
+    ) -> Position:
         """As :meth:`Hubbub.publish`."""
-        return self._run(self._hub.publish(channel, data, key=key, user_id=user_id))
+        publishing = self._hub.publish(
+            channel, data, key=key, user_id=user_id, idempotency_key=idempotency_key, version=version
+        )
+        return self._run(publishing)
 
     def notify(
         self,

@@ -76,6 +76,7 @@ class Bus:
         self.node = ""
         self._epoch = b""
         self._heard: dict[str, int] = {}
+        self._before: dict[str, int] = {}
         self._newest: dict[str, int] = {}
         self._reading: set[str] = set()
 
@@ -133,14 +134,26 @@ class Bus:
         elif count > heard:
             self._read(to, count)
 
-    def beaten(self, epoch: bytes, everybody: int, mine: int) -> None:
-        """Where the bus is, as the engine says with a beat of this node."""
+    def heard(self) -> dict[str, int]:
+        """How far this node has heard: what a beat is to be compared with when it is answered (:meth:`beaten`)."""
+        return dict(self._heard)
+
+    def beating(self) -> None:
+        """A beat is being sent: what was heard until now, the engine has when it answers."""
+        self._before = dict(self._heard)
+
+    def beaten(self, epoch: bytes, everybody: int, mine: int, before: dict[str, int]) -> None:
+        """Where the bus is, as the engine says with a beat of this node.
+
+        :param before: what had been :meth:`heard` when the beat was sent. More may have come since, and the answer does
+            not know of it: only what is behind that is an engine that lost some.
+        """
         begins, another = not self._epoch, epoch != self._epoch
         self._epoch = epoch
         missed = False
         for to, newest in ((ALL, everybody), (self.node, mine)):
             heard = self._heard.get(to)
-            if heard is None or another or newest < heard:
+            if heard is None or another or newest < before.get(to, 0):
                 self._heard[to] = newest
                 missed |= not begins
             elif newest > heard:

@@ -170,7 +170,7 @@ class ValkeyPeers:
         home, shard, loop = self._home, self._shard(), asyncio.get_running_loop()
         report = self._ear.report() if self._ear is not None else b""
         self._heard.clear()
-        began = loop.time()
+        began, before = loop.time(), self._bus.heard()
         reply = await shard.run(
             _BEAT,
             [home.key("n"), home.key("nd"), home.key("nx"), home.key("b")],
@@ -191,7 +191,7 @@ class ValkeyPeers:
             await self._declare(bool(lost))
         self._registered = True
         self._beaten = began
-        self._bus.beaten(epoch, everybody, mine)
+        self._bus.beaten(epoch, everybody, mine, before)
         self._forget_floors(began)
         if self._settling and began - self._said_at > LEASE:
             self._settling = False
