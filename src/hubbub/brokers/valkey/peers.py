@@ -241,6 +241,7 @@ class ValkeyPeers:
     # -- who is here
 
     def here(self, channel: str, user_id: str, here: Here | None) -> None:
+        self._broker.stats.present += 1
         self._said.here(channel, user_id, here)
 
     async def who(self, channel: str) -> dict[str, dict[str, Here]]:
@@ -300,6 +301,7 @@ class ValkeyPeers:
         if node == self.node or number <= self._floors.get((channel, node), (0, 0.0))[0]:
             return
         self._heard.add(node)
+        self._broker.stats.noticed += len(users)
         if self._ear is not None:
             for user_id, value in users:
                 self._ear.present(channel, node, user_id, None if value is None else Here(*value))
