@@ -19,7 +19,7 @@ from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.hub import Hub
 from hubbub.ports import BEAT, LEASE, Broker, Here, Request
 from hubbub.settings import ChannelOptions
-from hubbub.testing.contracts import PeersContract, Place
+from hubbub.testing.contracts import Place
 from hubbub.testing.place import Node
 from tests.engine_support import Engine
 from tests.fault_proxy import fault_proxy
@@ -53,12 +53,6 @@ async def end_without_a_word(broker: ValkeyBroker) -> None:
     """As kill -9 would: nothing is sent any more, and the connections are gone."""
     for shard in broker.shards:
         await shard.stop()
-
-
-class TestValkeyPeers(PeersContract):
-    @pytest.fixture
-    def place(self, valkey_settings: dict[str, str]) -> Place:
-        return ValkeyPlace(valkey_settings)
 
 
 # -- whole hubs

@@ -76,7 +76,6 @@ class Bus:
         self.node = ""
         self._epoch = b""
         self._heard: dict[str, int] = {}
-        self._before: dict[str, int] = {}
         self._newest: dict[str, int] = {}
         self._reading: set[str] = set()
 
@@ -137,10 +136,6 @@ class Bus:
     def heard(self) -> dict[str, int]:
         """How far this node has heard: what a beat is to be compared with when it is answered (:meth:`beaten`)."""
         return dict(self._heard)
-
-    def beating(self) -> None:
-        """A beat is being sent: what was heard until now, the engine has when it answers."""
-        self._before = dict(self._heard)
 
     def beaten(self, epoch: bytes, everybody: int, mine: int, before: dict[str, int]) -> None:
         """Where the bus is, as the engine says with a beat of this node.
