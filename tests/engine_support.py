@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -318,6 +319,16 @@ def until(condition: Callable[[], bool], otherwise: str, within: float = WITHIN)
         time.sleep(0.005)
 
 
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended: one that is just raising something else may miss it."""
+    pending, deadline = set(tasks), time.monotonic() + WITHIN
+    while pending:
+        assert time.monotonic() < deadline, f"these do not end: {pending}"
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.5)
+
+
 # -- several engines -----------------------------------------------------------------------------------------------
 
 
@@ -480,9 +491,10 @@ class Shards(Group):
 
 
 class Launcher:
-    """The one process that nodes are forked from."""
+    """The one process that nodes are forked from. Its methods block; threads may call them at the same time."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER],
             stdin=subprocess.PIPE,
@@ -504,19 +516,22 @@ class Launcher:
     def _tell(self, order: dict[str, Any]) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._lock:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
 
 _launchers: list[Launcher] = []
+_launching = threading.Lock()
 
 
 def launcher() -> Launcher:
     """Started when first needed; ``conftest.py`` ends it."""
-    if not _launchers:
-        _launchers.append(Launcher())
-    return _launchers[0]
+    with _launching:
+        if not _launchers:
+            _launchers.append(Launcher())
+        return _launchers[0]
 
 
 def close_launcher() -> None:

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from tests.engine_support import HOST, free_port
+from tests.engine_support import HOST, end, free_port
 
 Target: TypeAlias = tuple[str, int] | Path
 Way: TypeAlias = Literal["up", "down"]
@@ -89,7 +89,7 @@ class FaultProxy:
         await self.refuse()
         tasks = list(self._connections)
         self.reset()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

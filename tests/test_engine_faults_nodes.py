@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine_oracle import Subscriber, Trial
 from tests.engine_scene import PRESENCE, ROOMY, Scene, elapse, scene
-from tests.engine_support import Engine, Node, running_node
+from tests.engine_support import Engine, Node, end, running_node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -69,8 +69,7 @@ async def test_who_was_on_a_killed_node_leaves_once(tmp_path: Path, own_valkey: 
             await there.people.settle()
             assert there.people.verdict() == []
         finally:
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
+            await end(life)
 
 
 async def test_a_node_that_stops_hands_over_at_once(tmp_path: Path, own_valkey: Engine) -> None:
@@ -97,8 +96,7 @@ async def test_a_node_that_stops_hands_over_at_once(tmp_path: Path, own_valkey: 
             await there.people.settle()
             assert there.people.verdict() == []
         finally:
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
+            await end(life)
 
 
 async def test_stopped_and_resumed(tmp_path: Path, own_valkey: Engine) -> None:

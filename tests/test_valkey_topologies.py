@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.engine_scene import elapse, scene
-from tests.engine_support import HOST, Engine, Sentinels, Shards, redis_program, running_node, until
+from tests.engine_support import HOST, WITHIN, Engine, Node, Sentinels, Shards, redis_program, running_node, until
 from tests.fault_proxy import fault_proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -172,6 +172,12 @@ async def test_over_tls(tmp_path: Path, own_valkey: Engine) -> None:
             assert "certificate" in stranger.tail().lower()
 
 
+async def has_ended(node: Node) -> None:
+    async with asyncio.timeout(WITHIN):
+        while not node.has_ended():
+            await asyncio.sleep(0.05)
+
+
 async def test_with_a_user_and_a_password(tmp_path: Path) -> None:
     with Engine(user="hub", password="of:the@tests") as engine:
         url = engine.url.replace("of:the@tests", "of%3Athe%40tests")
@@ -179,9 +185,13 @@ async def test_with_a_user_and_a_password(tmp_path: Path) -> None:
             await there.people.more(200)
             engine.call("CLIENT", "KILL", "TYPE", "pubsub")
             await there.judge()
-        async with running_node(engine.url.replace("of:the@tests", "wrong"), tmp_path, "stranger") as stranger:
-            await stranger.until_ready(False)
-            assert "WRONGPASS" in stranger.tail() or "password" in stranger.tail()
+        stranger = Node(engine.url.replace("of:the@tests", "wrong"), tmp_path, "stranger")
+        await stranger.start()  # the port is there before the app
+        try:
+            await has_ended(stranger)
+            assert "HUBBUB_VALKEY_URL: the engine does not let us in: WRONGPASS" in stranger.tail()
+        finally:
+            await stranger.close()
 
 
 async def test_with_a_user_who_may_only_what_is_needed(tmp_path: Path) -> None:
