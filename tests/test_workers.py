@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -304,10 +305,13 @@ def test_the_engine_that_dies_is_started_again_and_all_goes_on(tmp_path: Path) -
         engine.kill()
         server.until_said("the embedded Valkey answers again")
         assert server.engine().pid != engine.pid
-        for number in range(1000):  # refused as long as the engine is away, which is over by itself
-            alice.tell("publish", channel="news", data="after", ref=f"after-{number}")
-            if alice.hear_of(f"after-{number}")["type"] == "ack":
-                break
+        refs = (f"after-{number}" for number in itertools.count())
+
+        def published() -> bool:
+            alice.tell("publish", channel="news", data="after", ref=(ref := next(refs)))
+            return bool(alice.hear_of(ref)["type"] == "ack")
+
+        until(published, "the workers did not come back to the engine", WITHIN)
         bob.hear("publication", data="after")
         assert {each["type"] for each in bob.heard} <= {"position"}  # nothing was lost, so there is no gap
         assert server.records("a worker died") == []

@@ -136,8 +136,12 @@ class EmbeddedValkey:
             "appendfsync": "everysec",
             "maxmemory": str(self._memory),
             "maxmemory-policy": "noeviction",
+            "client-output-buffer-limit": "pubsub 64mb 16mb 30",
         }
-        return [str(self._program), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        words = [str(self._program)]
+        for name, value in options.items():
+            words += [f"--{name}", *(value.split() if name.startswith("client-") else [value])]
+        return words
 
     async def _launch(self) -> None:
         """
