@@ -373,7 +373,7 @@ def test_the_settings_tables_are_up_to_date() -> None:
 
 @named
 def test_every_named_setting_exists(page: Path) -> None:
-    known = {f"HUBBUB_{name.upper()}" for name in Settings.model_fields} | {"HUBBUB_CHROMIUM", GIVEN}
+    known = {f"HUBBUB_{name.upper()}" for name in Settings.model_fields} | {"HUBBUB_CHROMIUM", "HUBBUB_WORKERS", GIVEN}
     for name, more in re.findall(r"\b(HUBBUB_[A-Z_]+[A-Z])(…?)", page.read_text()):
         found = any(one.startswith(name) for one in known) if more else name in known
         assert found, f"{page.name} names {name}"
