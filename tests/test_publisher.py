@@ -219,6 +219,28 @@ async def test_one_that_is_forgotten_ends_its_thread(valkey_settings: dict[str, 
     await until(lambda: not [each for each in threading.enumerate() if each.name == "hubbub-publisher"])
 
 
+CYCLE = """
+import gc
+from hubbub import Publisher
+
+class Job:
+    def __init__(self):
+        self.hub, self.me = Publisher(), self
+
+job = Job()
+job.hub.publish("cycles", 1)
+del job
+gc.collect()
+Publisher().publish("cycles", 2)
+left = Publisher()  # closed by nobody
+print(left.publish("cycles", 3).offset)
+"""
+
+
+async def test_what_nobody_closes_is_closed_at_the_end(valkey_settings: dict[str, str]) -> None:
+    assert await in_a_process(CYCLE, valkey_settings) == 3
+
+
 async def test_closing_meanwhile_hurts_nobody(valkey_settings: dict[str, str]) -> None:
     hub = publisher_for(valkey_settings)
     stop = threading.Event()

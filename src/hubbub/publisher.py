@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 IDLE: Final = 30.0
 """Seconds without a call after which a publisher lets go of its connections. The next call makes them again."""
+PATIENCE: Final = 5.0
+"""Seconds for letting go of the connections."""
 AT_ONCE: Final = 500
 """Notifications of one call that wait for the engine side by side."""
 FEATURES: Final = (PERSONAL, "room:")
@@ -496,20 +498,23 @@ class _Thread:
             if self._ended:
                 return
             self._ended = True
-            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        try:
-            closing.result(5.0)
-        except TimeoutError:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        if threading.current_thread() is self._thread:
+            return  # the collector of garbage ran here, of all threads: nobody can wait for it
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
             log.warning("a publisher's connections were not closed in time")
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
 
     async def _close(self) -> None:
-        await self._publisher.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        try:
+            await self._publisher.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0)  # connections that were aborted are closed in the next turn
+        finally:
+            self._loop.stop()
 
 
 def _result(future: Future[T]) -> T:
