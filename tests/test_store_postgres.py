@@ -125,6 +125,31 @@ async def test_a_lost_race_is_run_again(postgres_url: str) -> None:
         assert it.metrics.failed + other.metrics.failed == 0
 
 
+async def test_groups_that_say_what_they_lock_do_not_wait_for_each_other(postgres_url: str) -> None:
+    """Two nodes, each with units in one order of rows and the other: without :attr:`Store.lock`, a deadlock each time."""
+
+    def lock(connection: Connection, keys: set[str | int]) -> None:
+        connection.execute(text("SELECT 1 FROM notes WHERE no = ANY (:keys) ORDER BY no FOR UPDATE"), {"keys": [*keys]})
+
+    def adds(no: int) -> Callable[[Connection], None]:
+        def work(connection: Connection) -> None:
+            connection.execute(text("UPDATE notes SET what = (what::int + 1)::text WHERE no = :no"), {"no": no})
+            connection.execute(text("SELECT pg_sleep(0.005)"))  # so that the other has begun
+
+        return work
+
+    async with running(postgres_url) as it, running(postgres_url) as other:
+        await it.store.write(lambda connection: (note("0")(connection), note("0")(connection)))
+        it.store.lock = other.store.lock = lock
+        for _ in range(10):
+            await asyncio.gather(
+                *(it.store.write(adds(no), within=(no,)) for no in (1, 2)),
+                *(other.store.write(adds(no), within=(no,)) for no in (2, 1)),
+            )
+        assert await it.all() == ["20", "20"]
+        assert it.metrics.retried + other.metrics.retried == 0
+
+
 # -- during a commit
 
 

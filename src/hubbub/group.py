@@ -23,6 +23,8 @@ R = TypeVar("R")
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
 OfAll = Callable[[BaseException], bool]
+Keys = tuple[str | int, ...]
+"""Names of what is locked."""
 
 UNIT_SIZE: Final = 512
 """Bytes that something queued is taken for beside its text."""
@@ -34,12 +36,14 @@ class Waiting:
     :ivar size: bytes that it holds on to.
     :ivar until: when the loop's clock says so, it is answered, one way or the other.
     :ivar answered: who asked was told that nobody knows; what follows is only for the others.
+    :ivar within: what it is known to lock (:attr:`hubbub.store.Store.lock`).
     """
 
-    __slots__ = ("answered", "size", "until")
+    __slots__ = ("answered", "size", "until", "within")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, within: Keys = ()) -> None:
         self.size = UNIT_SIZE + size
+        self.within = within
         self.until = 0.0
         self.answered = False
 
@@ -50,9 +54,13 @@ class Unit(Waiting):
     __slots__ = ("future", "tell", "work")
 
     def __init__(
-        self, work: Callable[[Connection], Any], tell: Callable[[Any], None] | None, future: asyncio.Future[Any]
+        self,
+        work: Callable[[Connection], Any],
+        tell: Callable[[Any], None] | None,
+        future: asyncio.Future[Any],
+        within: Keys = (),
     ) -> None:
-        super().__init__(0)
+        super().__init__(0, within)
         self.work = work
         self.tell = tell
         self.future = future
@@ -63,8 +71,8 @@ class Item(Waiting):
 
     __slots__ = ("bulk", "item")
 
-    def __init__(self, bulk: Bulk[Any, Any], item: Any, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, bulk: Bulk[Any, Any], item: Any, size: int, within: Keys) -> None:
+        super().__init__(size, within)
         self.bulk = bulk
         self.item = item
 
@@ -93,14 +101,15 @@ class Bulk(Generic[I, R]):
         self.apply = apply
         self.tell = tell
 
-    def add(self, item: I, size: int = 0) -> None:
+    def add(self, item: I, size: int = 0, within: Keys = ()) -> None:
         """Queue one; what comes of it is told.
 
         :param size: bytes that it holds on to.
+        :param within: what it locks.
         :raises ClientError: ``busy``: too much waits already.
         :raises StoreUnavailable: the store is not running.
         """
-        self._enqueue(Item(self, item, size))
+        self._enqueue(Item(self, item, size, within))
 
 
 class Refused(Exception):

@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from hubbub.engines import Engine, Unknown
 from hubbub.errors import ClientError, ErrorCode, StoreUnavailable
-from hubbub.group import Apply, Bulk, Item, Refused, Unit, apply_apart, apply_whole, is_uniform, settle
+from hubbub.group import Apply, Bulk, Item, Keys, Refused, Unit, apply_apart, apply_whole, is_uniform, settle
 from hubbub.metrics import Metrics
 
 __all__ = ["Apply", "Bulk", "Store", "encode"]
@@ -52,6 +52,8 @@ class Store:
     :param queue: units that may wait; beyond: ``busy``.
     :param queue_bytes: bytes of them.
     :param timeout: seconds after which what is to be written or read is answered, one way or the other.
+    :ivar lock: locks what a transaction is known to lock (``within``) before all else, in an order that is the same on all
+        nodes: two transactions of many units would otherwise wait for each other. None: nobody else writes meanwhile.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, *, queue: int, queue_bytes: int, timeout: float) -> None:
@@ -76,6 +78,7 @@ class Store:
         self._trouble: str | None = None
         self._troubled_at = 0.0
         self._complained = False
+        self.lock: Callable[[Connection, set[str | int]], object] | None = None
 
     @property
     def exclusive(self) -> bool:
@@ -137,18 +140,21 @@ class Store:
 
     # -- writing
 
-    async def write(self, work: Callable[[Connection], T], tell: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], tell: Callable[[T], None] | None = None, *, within: Keys = ()
+    ) -> T:
         """Run work in the next transaction; returns what it returned, once that is committed.
 
         :param work: runs where it may block, and may run more than once: it must change nothing but the database. What it
             raises takes back what it did, and nothing else.
         :param tell: called with the result in the loop, in the order of commits, before anything else happens there; also
             if who asked has gone.
+        :param within: what it locks, as far as that is known.
         :raises ClientError: ``busy``; or what the work raised.
         :raises StoreUnavailable: the database does not take it; or went away during the commit, so that nobody knows.
         """
         future: asyncio.Future[T] = self._running().create_future()
-        self.enqueue(Unit(work, tell, future))
+        self.enqueue(Unit(work, tell, future, within))
         return await future
 
     def bulk(self, apply: Apply[I, R], tell: Callable[[Sequence[I], Sequence[R | ClientError]], None]) -> Bulk[I, R]:
@@ -268,10 +274,15 @@ class Store:
     async def _transact(self, group: Group, loop: asyncio.AbstractEventLoop) -> list[Any] | None:
         """Run a group in one transaction. None: it was not committed, and nothing speaks against trying again."""
         of_all = self.engine.concerns_all
-        apply = apply_whole if is_uniform(group) else apply_apart
+        uniform = is_uniform(group)
+        apply = apply_whole if uniform else apply_apart
+        # one piece of work sees to its order itself
+        locked = set() if self.lock is None or uniform else {key for unit in group for key in unit.within}
         outcomes: list[Any] = []
 
         def work(connection: Connection) -> None:
+            if self.lock is not None and len(locked) > 1:
+                self.lock(connection, locked)
             outcomes[:] = apply(connection, group, of_all)
 
         while True:

@@ -6,18 +6,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Final, Protocol, TypeVar
 
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, structs
 from sqlalchemy import Connection
 
 from hubbub.auth import Grants
 from hubbub.engines import Engine
 from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode
 from hubbub.features.chat import asks, members, membership, moderation, past, reading, rooms, search, tells, timeline  # noqa: F401
-from hubbub.features.chat.access import Act, Caller, RoomRow, check, no_such_room
-from hubbub.features.chat.entering import Entering
+from hubbub.features.chat.access import Act, Caller, RoomRow, no_such_room
+from hubbub.features.chat.entering import Entering, lock_rooms
+from hubbub.features.chat.fleeting import Fleeting
 from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.mentioning import mentions_of
 from hubbub.features.chat.nodes import Nodes, here
@@ -35,8 +35,6 @@ from hubbub.stream import Publication, Recovery
 
 log = logging.getLogger("hubbub")
 R = TypeVar("R", bound=Reply)
-REMEMBERED: Final = 4096
-"""Client ids that a `live` room remembers for idempotency; the oldest are forgotten first."""
 EXCERPT: Final = 200
 """Characters of a message that a notification of a mention shows."""
 
@@ -72,6 +70,8 @@ class Chat:
         self.declared: dict[str, asks.CreateRoom] = {
             room_id: asks.CreateRoom(room_id=room_id) for room_id in hub.settings.default_rooms
         }
+        if store.engine.name == "postgresql":  # SQLite has one lock, and no two who wait for each other
+            store.lock = lock_rooms
         self._prepare = prepare
         self._notify = notify
         self._past = RoomPast(self)
@@ -79,6 +79,7 @@ class Chat:
         self._entrance = Entering(store, hub.settings, hub.clock.time, self._tell)
         self.nodes = Nodes(hub, store, self.live, caller_of)
         self.options = self._options()
+        self._fleeting = Fleeting(hub, self.live, self.options, self.nodes.shared)
         hub.reserve(PREFIX, ChannelRule(self.options, self._may_read, self._past_of, self._floor))
         hub.starters.append(self._start)
         hub.stoppers.append(self._stop)
@@ -142,7 +143,9 @@ class Chat:
             return tx.outcome
 
         if command.writes:
-            outcome = await self.store.write(work, partial(self._tell, by=by))
+            room_id = getattr(message, "room_id", None)
+            within = (room_id,) if room_id is not None else ()
+            outcome = await self.store.write(work, partial(self._tell, by=by), within=within)
         else:
             outcome = await self.store.read(work)
         return await self._with_presence(outcome.reply)
@@ -362,6 +365,9 @@ class Chat:
 
     def _say(self, session: Session, room: Room, message: asks.ChatMessage) -> Coroutine[Any, Any, None] | None:
         if not room.stored:
+            if self._fleeting.waits:
+                self._fleeting.hand_in(session, room, caller_of(session), message)
+                return None
             return self._say_live(session, room, message)
         self._queue(room.row, caller_of(session), message, session=session, ref=message.ref)
         return None
@@ -380,7 +386,7 @@ class Chat:
             mentions_of(text, self.hub.settings.max_mentions) if "@" in text else (),
             **who,
         )
-        self._sends.add(pending, len(text))
+        self._sends.add(pending, len(text), (row.no,))
 
     async def say(self, caller: Caller, room_id: str, message: asks.ChatMessage) -> tells.ChatAck:
         """Say something in a room without a session; returns once it is committed.
@@ -393,7 +399,7 @@ class Chat:
         row = await self.store.read(partial(self._row, caller, room_id))
         if not row.stored:
             room = self.live.know(row)
-            return await self._publish_live(room, caller, message, None)
+            return await self._fleeting.say(room, caller, message, None)
         answer: asyncio.Future[tells.ChatAck] = asyncio.get_running_loop().create_future()
         self._queue(row, caller, message, answer=answer)
         return await answer
@@ -441,37 +447,9 @@ class Chat:
             self.hub.failed(item.session, None, sent, item.ref)
 
     async def _say_live(self, session: Session, room: Room, message: asks.ChatMessage) -> None:
-        ack = await self._publish_live(room, caller_of(session), message, message.ref)
+        ack = await self._fleeting.say(room, caller_of(session), message, message.ref)
         link = session.link
         link.send(link.lane.codec.encode(ack))
-
-    async def _publish_live(
-        self, room: Room, caller: Caller, message: asks.ChatMessage, ref: str | None
-    ) -> tells.ChatAck:
-        """A message of a room that keeps none: it goes through the broker, whose short history is all its past."""
-        hub, user_id, client_id = self.hub, caller.user_id, message.client_id
-        now = hub.clock.time()
-        check(room.row, None, caller, Act.WRITE, int(now * 1000))
-        if message.reply_to or message.thread or message.files:
-            raise ClientError(ErrorCode.FORBIDDEN, "this room keeps no messages: no replies, threads or attachments")
-        if client_id is not None:
-            first = room.answered.get((user_id, client_id))
-            if first is not None:
-                return tells.ChatAck(first[0], first[1], room.id, client_id, ref=ref)
-        timestamp = stamp(int(now * 1000))
-        data = _LiveData(user_id, message.message, timestamp, client_id)
-        publication = Publication(room.head, b",%b}" % JSON.encode(data)[1:], None, user_id, None, now)
-        once = (
-            _once(user_id, client_id) if client_id is not None and self.nodes.shared else None
-        )  # on another node, too
-        position = await hub.broker.publish(room.channel, publication, self.options, once=once)
-        if client_id is not None:
-            room.answered[user_id, client_id] = (position.offset, timestamp)
-            if len(room.answered) > REMEMBERED:
-                room.answered.popitem(last=False)
-        if room.typing:
-            self.live.said(room, user_id)
-        return tells.ChatAck(position.offset, timestamp, room.id, client_id, ref=ref)
 
     async def _on_typing(self, session: Session, message: asks.Typing) -> None:
         room = self._joined(session, message.room_id)
@@ -546,23 +524,11 @@ class RoomPast:
         return read or await self._chat.hub.broker.history(channel, after, before, limit, options)
 
 
-class _LiveData(Struct, omit_defaults=True, gc=False):
-    user_id: str
-    message: str
-    timestamp: str
-    client_id: str | None = None
-
-
 def _emptied(found: list[Removed] | None) -> list[Removed] | None:
     """A list to read into: reading may have been begun before."""
     if found is not None:
         found.clear()
     return found
-
-
-def _once(user_id: str, client_id: str) -> str:
-    """A broker's idempotency key of a message: of bounded length."""
-    return blake2b(JSON.encode((user_id, client_id)), digest_size=16).hexdigest()
 
 
 def caller_of(session: Session) -> Caller:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, Struct
-from sqlalchemy import Connection, bindparam, insert, select, text, update
+from sqlalchemy import BigInteger, Connection, String, any_, bindparam, insert, or_, select, text, update
+from sqlalchemy.dialects import postgresql
 
 from hubbub.errors import ClientError
 from hubbub.features.chat import tables
@@ -76,7 +77,7 @@ class Entering:
         if entry is not None:
             return entry
         answer: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
-        self._joins.add(_Joining(caller, room_id, answer))
+        self._joins.add(_Joining(caller, room_id, answer), within=(room_id,))
         return await answer
 
     # -- who may enter as they are
@@ -180,6 +181,13 @@ class Entering:
         return Entry(row, info, member.history_from if member is not None else 0, new)
 
 
+def lock_rooms(connection: Connection, rooms: Iterable[str | int]) -> None:
+    """Lock rooms, by ids or numbers, in one order on all nodes: what else a transaction does with them waits for nobody."""
+    ids = [room for room in rooms if isinstance(room, str) and "\x00" not in room]
+    numbers = [room for room in rooms if isinstance(room, int)]
+    connection.execute(_LOCKED, {"ids": ids or [""], "numbers": numbers or [0]})
+
+
 def _locked(connection: Connection, room_ids: Iterable[str]) -> dict[str, RoomRow]:
     """The rooms, their rows locked, in one order on all nodes."""
     rows = connection.execute(_ROOMS, {"ids": sorted(room_ids)})
@@ -227,6 +235,17 @@ _STANDINGS: Final = {
 _ROOMS: Final = (
     select(*ROOM_COLUMNS)
     .where(tables.rooms.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(tables.rooms.c.no)
+    .with_for_update()
+)
+_LOCKED: Final = (
+    select(tables.rooms.c.no)
+    .where(
+        or_(
+            tables.rooms.c.id == any_(bindparam("ids", type_=postgresql.ARRAY(String))),
+            tables.rooms.c.no == any_(bindparam("numbers", type_=postgresql.ARRAY(BigInteger))),
+        )
+    )
     .order_by(tables.rooms.c.no)
     .with_for_update()
 )

@@ -25,7 +25,8 @@ AT_ONCE: Final = 1000
 
 
 class Upkeep:
-    """Keeps the store of a hub in order. (Attachments see to themselves: uploads.py.)"""
+    """Keeps the store of a hub in order. (Attachments see to themselves: uploads.py.) Where there are several nodes, one
+    removes what is too old."""
 
     def __init__(self, hub: Hub, store: Store) -> None:
         self._hub = hub
@@ -59,7 +60,8 @@ class Upkeep:
         settings = self._hub.settings
         try:
             await self._quietly(self._note_seen())
-            await self._quietly(retention.sweep(self._store, now=self._now(), audit_days=settings.audit_days))
+            if is_first(self._hub):
+                await self._quietly(retention.sweep(self._store, now=self._now(), audit_days=settings.audit_days))
         finally:
             self._running = False
 
@@ -87,6 +89,12 @@ class Upkeep:
 
     async def _stop(self) -> None:
         await self._quietly(self._note_seen())
+
+
+def is_first(hub: Hub) -> bool:
+    """Whether this node does what one of the nodes is to do now and then. Two that do it do no harm: that happens while
+    they do not know of each other."""
+    return all(hub.cluster.node < other for other in hub.cluster.others)
 
 
 def _note(times: dict[str, int], connection: Connection) -> None:

@@ -245,10 +245,11 @@ class Uploads:
             raise
 
     def sweep(self, monotonic: float) -> None:
-        """Now and then, remove bytes that nobody needs."""
+        """Now and then, remove bytes that nobody needs; one node does it for all."""
         if monotonic >= self._due and not self._removing:
             self._due = monotonic + SWEEP
-            self._hub.background(self.remove())
+            if all(self._hub.cluster.node < other for other in self._hub.cluster.others):
+                self._hub.background(self.remove())
 
     async def remove(self) -> None:
         """Remove the bytes of what was taken away, and then its rows."""
