@@ -137,6 +137,9 @@ async def test_a_question_about_a_channel_that_this_node_does_not_hear() -> None
         await them.turns()
         answer = await bob.ask("presence", channel="news")
         assert (answer["count"], list(answer["users"])) == (1, ["alice"])
+        async with two.http() as http:
+            told_too = (await http.get("/api/channels/news/presence")).json()
+        assert (told_too["count"], told_too["users"]) == (1, answer["users"])
         assert "news" not in two.hub.channels
         them.engine.cut(two.hubbub)
         assert (await bob.ask("presence", channel="news"))["count"] == 0, "as far as is known here"

@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hubbub.auth import issue_token, valid_user_id
-from hubbub.commands import check_name, once_key, publication_of, who_is_here
+from hubbub.commands import check_name, once_key, publication_of, who_is_in
 from hubbub.errors import ClientError, CloseCode, ErrorCode
 from hubbub.features.chat.chat import Chat
 from hubbub.features.chat.uploads import Uploads
@@ -257,7 +257,7 @@ class Api:
         async def presence(channel: str) -> PresenceOut:
             """Who is subscribed to a channel."""
             check_name(channel)
-            users, count = who_is_here(hub, channel)
+            users, count = await who_is_in(hub, channel)
             return PresenceOut(channel=channel, count=count, users=users)
 
         @route.get(
