@@ -343,11 +343,13 @@ async def test_without_an_engine_a_call_says_what_to_do() -> None:
 
         def job() -> list[str]:
             errors = []
-            with Publisher(url, prefix="away", timeout=0.5) as hub:
+            locally = {"local:*": ChannelOptions(offline="local")}  # there is nobody here whom it could be told to
+            with Publisher(url, prefix="away", timeout=0.5, channels=locally) as hub:
                 hub.publish("news", 1)
                 engine.stop()
                 for call in (
                     lambda: hub.publish("news", 2),
+                    lambda: hub.publish("local:a", 2),
                     lambda: hub.notify("bob", "t", "m"),
                     lambda: hub.broadcast("t", "m"),
                     lambda: hub.disconnect("bob", revoke=True),

@@ -183,7 +183,7 @@ class Entrance:
         them. Returns how many. :class:`~hubbub.revocation.Revocations` does so on all nodes.
 
         :param at: unix seconds; tokens of the user that were issued before then are refused. None: now.
-        :param until: unix seconds of the end of the token, where that is known.
+        :param until: unix seconds until when the token is to be refused. 0: :meth:`end_of` it.
         """
         self.note_revoked(user_id=user_id, token_id=token_id, at=at, until=until)
         return self.close_revoked(self._hub.users.get(user_id or "", ()) if token_id is None else self._hub.sessions)
@@ -192,7 +192,7 @@ class Entrance:
         """Refuse tokens from now on, as :meth:`revoke` does, without looking who is here. False: they were already."""
         now = self._clock.time()
         if token_id is not None:
-            return self.verifier.revoke_token(token_id, now, max(until, self.end_of(token_id)))
+            return self.verifier.revoke_token(token_id, now, until or self.end_of(token_id))
         if user_id is not None:
             return self.verifier.revoke_user(user_id, now if at is None else at)
         return False
