@@ -581,6 +581,8 @@ class Trial:
             begin = max(
                 [to.offset for _, to in heard.gaps] or [heard.first.offset if heard.first.epoch == at.epoch else 0]
             )
+            # what is older than the history was trimmed or evicted: that nothing of it can be compared is no fault
+            begin = max(begin, min(there, default=at.offset + 1) - 1)
             had = {position.offset: nonce for nonce, position in heard.got.items() if position.epoch == at.epoch}
             wrong += [
                 f"{each.name}: {channel}: {offset} is {there.get(offset)}, and was {had[offset]} for it"
