@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,43 @@ async def test_a_replica_promoted_that_had_everything(tmp_path: Path, own_valkey
             await there.judge()
 
 
+async def test_two_primaries_for_two_seconds(tmp_path: Path, own_valkey: Engine) -> None:
+    """One node goes on with the old primary while the other is with the new one, as when a network parts."""
+    with Engine(replica_of=own_valkey) as second:
+        async with scene(tmp_path, own_valkey, stays=True) as there:
+            await there.people.more(200)
+            second.call("REPLICAOF", "NO", "ONE")
+            there.ways[1].target = (HOST, second.port)
+            there.ways[1].reset()
+            await elapse(2.0, there.people)
+            assert all(await asyncio.gather(*(_writes(each, there) for each in (own_valkey, second))))
+            there.ways[0].target = (HOST, second.port)
+            own_valkey.call("REPLICAOF", HOST, second.port)  # what is demoted refuses, and loses what only it had
+            await there.judge(kept=False, gaps=True)
+
+
+async def _writes(engine: Engine, there: Scene) -> bool:
+    before = int(engine.info("replication")["master_repl_offset"])
+    await there.people.more(20)
+    return int(engine.info("replication")["master_repl_offset"]) > before
+
+
+async def test_restored_from_an_older_copy(tmp_path: Path, lasting_valkey: Engine) -> None:
+    async with scene(tmp_path, lasting_valkey) as there:
+        await there.people.more(200)
+        await asyncio.to_thread(lasting_valkey.kill)
+        kept, copy = lasting_valkey.home / "appendonlydir", tmp_path / "copy"
+        shutil.copytree(kept, copy)
+        await asyncio.to_thread(lasting_valkey.start)
+        await there.people.flows()
+        await there.people.more(100)
+        await asyncio.to_thread(lasting_valkey.kill)
+        lasting_valkey.wipe()
+        shutil.copytree(copy, kept)
+        await asyncio.to_thread(lasting_valkey.start)
+        await there.judge(kept=False, gaps=True)
+
+
 async def test_a_node_knows_that_it_is_deaf(tmp_path: Path, own_valkey: Engine) -> None:
     async with scene(tmp_path, own_valkey, stays=True) as there:
         there.ways[0].stall()
@@ -178,6 +217,41 @@ async def test_in_small_pieces(tmp_path: Path, own_valkey: Engine) -> None:
         for way in there.ways:
             way.slice = 7
         await there.people.more(300)
+        await there.judge()
+
+
+async def test_more_comes_than_it_takes(tmp_path: Path, own_valkey: Engine) -> None:
+    """While it stands still, so much waits for it as is allowed, and the rest is refused at once."""
+    settings = {"valkey_queue": 100, "valkey_timeout": 2.0}
+    async with scene(tmp_path, own_valkey, settings=settings, stays=True) as there:
+        node = there.nodes[0]
+        async with node.client("flood") as flood:
+            own_valkey.pause()
+            for number in range(3000):
+                await flood.send("publish", channel="other", data="x" * 1000, ref=str(number))
+            answers = [await flood.receive() for _ in range(3000)]
+            own_valkey.resume()
+        codes = Counter(answer.get("code", answer["type"]) for answer in answers)
+        assert codes["busy"] > 2000
+        assert codes["ack"] + codes["unavailable"] + codes["busy"] == 3000
+        await there.judge()
+
+
+async def test_a_notification_meanwhile_is_had_afterwards(tmp_path: Path, own_valkey: Engine) -> None:
+    async with scene(tmp_path, own_valkey, stays=True) as there:
+        deaf, other = there.nodes
+        async with deaf.client("alice") as alice, other.http() as http:
+            body = {"user_id": "alice", "title": "one", "message": "first"}
+            assert (await http.post("/api/notifications/send", json=body)).status_code == 200
+            await alice.expect("notification")
+            there.ways[0].stall()
+            await deaf.until_ready(False, DEAF)
+            assert (await http.post("/api/notifications/send", json={**body, "title": "two"})).status_code == 200
+            there.ways[0].heal()
+            await deaf.until_ready()
+            titles = [(await alice.expect("notification"))["data"]["title"]]
+            titles += [each["data"]["title"] for each in await alice.drained() if each["type"] == "notification"]
+            assert titles == ["two"]
         await there.judge()
 
 
