@@ -312,6 +312,57 @@ async def test_those_in_their_grace_outlive_their_node() -> None:
     assert list(roster.snapshot()) == ["carol"]
 
 
+async def test_an_engine_that_may_not_know_everybody_yet_takes_nobody_away() -> None:
+    """It came back empty, and this node is the first to speak: the others live, and have not said so."""
+    world = World()
+    for node in world.nodes:
+        await node.hub.start()
+    one, two, _ = world.nodes
+    await one.join("alice")
+    await two.join("bob")
+    await world.turns(5)
+    others, peers = two.hub.comings.others, two.broker.peers
+    roster = two.hub.channels[CHANNEL].roster
+    assert roster is not None
+    peers.who = nobody  # type: ignore[method-assign]  # what such an engine says
+    two.hub.cluster.declare()
+    two.hub.cluster.nodes({})
+    await world.turns(10)
+    assert sorted(roster.snapshot()) == ["alice", "bob"]
+    others.sweep(world.clock.monotonic() + LEASE - 0.1)
+    await world.turns(10)
+    assert sorted(roster.snapshot()) == ["alice", "bob"]
+    others.sweep(world.clock.monotonic() + LEASE)
+    await world.turns(10)
+    assert sorted(roster.snapshot()) == ["bob"], "now it would"
+    assert two.readers[0][1].here == {"bob"}
+    await world.end()
+
+
+async def nobody(channel: str) -> dict[str, dict[str, Here]]:
+    return {}
+
+
+async def test_nodes_that_are_gone_are_noticed_once_the_engine_knows_everybody() -> None:
+    world = World()
+    for node in world.nodes:
+        await node.hub.start()
+    one, two, _ = world.nodes
+    await one.join("alice")
+    await two.join("bob")
+    await world.turns(5)
+    two.hub.cluster.declare()
+    await world.turns(10)
+    two.hub.cluster.nodes({})
+    await world.turns(3)
+    assert two.readers[0][1].here == {"alice", "bob"}
+    two.hub.comings.others.sweep(world.clock.monotonic() + LEASE)
+    two.hub.cluster.nodes({})
+    await world.turns(3)
+    assert two.readers[0][1].here == {"bob"}
+    await world.end()
+
+
 async def test_what_is_heard_while_asking_follows_the_answer() -> None:
     world = World()
     for node in world.nodes:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hubbub.presence import Present, Roster
+from hubbub.presence import Elsewhere, Present, Roster
 
 GRACE = 3.0
 
@@ -164,6 +164,33 @@ def test_a_user_costs_little() -> None:
         assert (tracemalloc.get_traced_memory()[0] - before) / len(names) < 140
     finally:
         tracemalloc.stop()
+
+
+def test_a_user_of_another_node_costs_little() -> None:
+    names = [f"user{number}" for number in range(10_000)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        roster = Roster()
+        roster.settle({"node": {name: Elsewhere(float(number), None, 1) for number, name in enumerate(names)}})
+        assert (tracemalloc.get_traced_memory()[0] - before) / len(names) < 140
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_user_is_shown_as_all_nodes_have_them() -> None:
+    roster = Roster()
+    roster.join("alice", 20.0)
+    roster.hear("n1", "alice", Elsewhere(10.0, {"name": "Alice"}, 2))
+    roster.hear("n2", "bob", Elsewhere(5.0, None, 0))
+    assert roster.snapshot() == {
+        "bob": {"info": None, "devices": 0, "since": 5.0},
+        "alice": {"info": {"name": "Alice"}, "devices": 3, "since": 10.0},
+    }
+    assert list(roster.snapshot(1)) == ["bob"]
+    assert roster.user("alice") == roster.snapshot()["alice"]
+    assert roster.own_user("alice") == {"info": None, "devices": 1, "since": 20.0}
+    assert (len(roster), roster.own, roster.devices("alice")) == (2, 1, 1)
 
 
 class RosterMachine(RuleBasedStateMachine):
