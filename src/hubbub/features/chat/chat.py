@@ -269,11 +269,7 @@ class Chat:
                 if quiet:
                     self.live.quiet[key] = session
                 seen = entry.row.event_seq
-                recovery = await self.hub.attach(session, room.channel, since, self.options)
-                reason = await self.nodes.arrived(session, room, coming, seen, recovery.position.offset)
-                if reason is not None:
-                    self.hub.detach(session, room.channel)
-                    raise ClientError(ErrorCode.FORBIDDEN, f"you were {reason} just now")
+                recovery = await self.nodes.enter(session, room, since, self.options, coming, seen)
         finally:
             if quiet:  # its coming is told at the end of this turn, or it was here already
                 asyncio.get_running_loop().call_soon(self.live.quiet.pop, key, None)

@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 from sqlalchemy import Connection, bindparam, select
 
 from hubbub.channel import Channel
-from hubbub.errors import ClientError
+from hubbub.errors import ClientError, ErrorCode
 from hubbub.features.chat import tables, tells
 from hubbub.features.chat.access import Caller, RoomRow
 from hubbub.features.chat.entering import Coming, standings
@@ -31,9 +31,11 @@ from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.membership import Standing
 from hubbub.features.chat.tx import ROOM_COLUMNS, Outcome, Removed, room_of
 from hubbub.hub import Hub
+from hubbub.messages import Position
 from hubbub.session import Session
+from hubbub.settings import ChannelOptions
 from hubbub.store import Store
-from hubbub.stream import Publication
+from hubbub.stream import Publication, Recovery
 
 log = logging.getLogger("hubbub")
 
@@ -126,25 +128,47 @@ class Nodes:
             if not self._entering[key]:
                 del self._entering[key]
 
-    async def arrived(self, session: Session, room: Room, on_the_way: OnTheWay, seen: int, offset: int) -> str | None:
-        """Somebody is in a room's channel, on from ``offset``. Why they may not be there, after all; None: they may.
+    async def enter(
+        self,
+        session: Session,
+        room: Room,
+        since: Position | None,
+        options: ChannelOptions,
+        on_the_way: OnTheWay,
+        seen: int,
+    ) -> Recovery:
+        """Put somebody into a room's channel, and say what they missed.
 
-        :param seen: the room's number when it was read that they may.
+        :param seen: the room's number when it was read that they may come in.
+        :raises ClientError: they were removed meanwhile.
         """
+        # who is the first here: this node has not heard what happened since then, so that has to be read
+        heard = on_the_way.channel is not None and on_the_way.channel is self._hub.channels.get(room.channel)
+        unheard = self.shared and not heard
+        attach = self._hub.attach
+        if not unheard or not room.stored:
+            recovery = await attach(session, room.channel, since, options)
+        else:
+            then = Position(room.row.epoch, seen)
+            recovery = await attach(session, room.channel, since or then, options)
+            if not recovery.recovered and recovery.position != then:  # they missed too much; but not since then
+                self._hub.detach(session, room.channel)
+                recovery = await attach(session, room.channel, then, options)
+                since = None
+                if not recovery.recovered:
+                    self._hub.detach(session, room.channel)
+                    raise ClientError(ErrorCode.BUSY, "too much happens in this room: try again", retry_after=0.1)
+            if since is None:
+                recovery = Recovery(recovery.position, [], False)
         reason = on_the_way.out(seen)
-        if reason is not None or not self.shared:
-            return reason
-        heard = on_the_way.channel is not None and self._hub.channels.get(room.channel) is on_the_way.channel
-        if not heard and (offset != seen or not room.stored):
-            # nobody here has heard what happened between
-            standing = (await self._standings([(session, room.id)]))[0]
-            reason = self._why_not(session, standing) or on_the_way.out(standing.room.event_seq if standing else 0)
-            if reason is not None:
-                return reason
-            seen = standing.room.event_seq if standing is not None else seen
-        if seen > offset:
+        if reason is not None:
+            self._hub.detach(session, room.channel)
+            raise ClientError(ErrorCode.FORBIDDEN, f"you were {reason} just now")
+        if self.shared and seen > recovery.position.offset:
             self._ahead[room.id, session] = seen
-        return None
+        if unheard and not room.stored:
+            self.doubt(room.id, session.user_id)  # a ban is nowhere else
+        return recovery
 
     # -- being removed
 

@@ -59,6 +59,8 @@ def recover(
     here = Position(room.epoch, room.event_seq)
     if since is None or _lost(room, since, limit) is not None:
         return Recovery(here, [], False)
+    if since.offset == room.event_seq:
+        return Recovery(here, [], True)
     publications = events_after(connection, room, since.offset, room.event_seq, removed)
     if len(publications) != room.event_seq - since.offset:
         return Recovery(here, [], False)  # some were trimmed away
