@@ -30,6 +30,9 @@ LOADING: Final = 120.0
 """Seconds for which it may read its file at the start."""
 ENDING: Final = 10.0
 """Seconds that it has to end before it is killed."""
+MOMENT: Final = 0.5
+"""Seconds that a lock is waited for: one who has just ended may hold it for some milliseconds more. If its owner was killed,
+its server is about to end: that may take ENDING."""
 PAUSE: Final = 0.05
 """Seconds between two questions whether it answers."""
 BACKOFF: Final = (0.1, 5.0)
@@ -39,18 +42,19 @@ CALM: Final = 60.0
 LEAST_MEMORY: Final = 64 << 20
 GUARDED: Final = """
 socket_directory=$1; shift
-exec 3<&0 </dev/null
+exec 3<&0 4>&1 </dev/null >&2
 (
     read -r word <&3
     [ "$word" = bye ] && exit
     kill -TERM $$
     [ -z "$socket_directory" ] && exit
     for pause in 1 1 2 4 8; do rmdir -- "$socket_directory" && exit || sleep $pause; done
-) >/dev/null 2>&1 &
+) >/dev/null 2>&1 4>&- &
 exec "$@" 3<&-
 """
 """Becomes the server, and leaves beside it a guard that ends it when the other end of the standard input is gone: when
-this process is, however that came. "bye" sends the guard home."""
+this process is, however that came. "bye" sends the guard home. Standard output is the lock: the server holds it, the guard
+does not."""
 
 
 class EmbeddedValkey:
@@ -154,9 +158,8 @@ class EmbeddedValkey:
             with self._log_file.open("ab") as written:
                 self._process = await asyncio.create_subprocess_exec(
                     "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), *self._command(),
-                    stdin=theirs, stdout=written, stderr=written, cwd=self.home,
-                    # who is told to end in a terminal is whoever started it; and as long as it lives, the lock is held
-                    start_new_session=True, pass_fds=(self._lock.fileno(),),
+                    stdin=theirs, stdout=self._lock, stderr=written, cwd=self.home,
+                    start_new_session=True,  # what a terminal tells to end is this process; this one ends it last
                 )  # fmt: skip
         except BaseException:
             await self._end()
@@ -260,7 +263,7 @@ async def _held(path: Path) -> IO[str]:
 
     lock = path.open("a+")
     os.chmod(path, 0o600)
-    until = monotonic() + ENDING
+    began = monotonic()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -268,8 +271,9 @@ async def _held(path: Path) -> IO[str]:
         except OSError:
             lock.seek(0)
             holder = lock.read().strip()
-            if (holder.isdigit() and not _lives(int(holder))) and monotonic() < until:
-                await asyncio.sleep(PAUSE)  # it was killed, and its server is about to end
+            was_killed = holder.isdigit() and not _lives(int(holder))
+            if monotonic() - began < (ENDING if was_killed else MOMENT):
+                await asyncio.sleep(PAUSE)
                 continue
             lock.close()
             raise ConfigurationError(
