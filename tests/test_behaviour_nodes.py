@@ -18,7 +18,7 @@ from hubbub import Hubbub
 from hubbub.auth import REVOCATION_MEMORY
 from hubbub.control import Announce, Count, Disconnect, Revoke, letter_of
 from hubbub.entrance import REMEMBER_REVOCATION
-from hubbub.errors import ClientError, ErrorCode
+from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode
 from hubbub.ports import LEASE
 from hubbub.testing import HandClock, MemoryEngine
 from tests.engine_support import Engine, running_node, running_nodes
@@ -209,6 +209,28 @@ async def test_a_revocation_without_the_engine_follows_when_it_is_back() -> None
             await nodes.settled()
         assert await refuses(three, old)
         assert await refuses(await nodes.add(), old)
+
+
+async def test_a_revocation_that_was_kept_and_not_told_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke in between: the others were never away, so nothing makes them read what is kept."""
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        old = two.token("mallory")
+        nodes.clock.advance(1)
+        async with with_token(two, old) as client:
+            await client.expect("auth_success")
+            peers = one.hub.cluster.peers
+            assert peers is not None
+            tell, faults = peers.tell, [BrokerUnavailable("the connection broke")]
+
+            async def breaking(message: bytes, *, node: str | None = None) -> None:
+                if faults:
+                    raise faults.pop()
+                await tell(message, node=node)
+
+            monkeypatch.setattr(peers, "tell", breaking)
+            assert await one.hub.cluster.everywhere.revoke(user_id="mallory") == (0, False)
+            assert await client.closed() == 4401
 
 
 async def test_no_token_slips_in_beside_its_revocation() -> None:
