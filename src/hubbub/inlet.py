@@ -230,7 +230,6 @@ class OrderedInlet:
         order = line.order
         if order is None:
             order = line.order = Order(line.epoch, line.next)
-            order.replays = self.hub.past_of(line.name) is self.hub.broker
             line.next = NEVER
         return order
 

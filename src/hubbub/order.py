@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from hubbub.messages import Position
-from hubbub.stream import Publication, Recovery
+from hubbub.stream import Publication, Recovery, related
 
 NEVER: Final = -1
 """In place of the next offset: no publication has this one, so each is looked at."""
@@ -56,7 +56,6 @@ class Order:
     :ivar next: the offset of the publication to deliver next; 0 while nobody has been told a position.
     :ivar top: the highest offset that came in this epoch.
     :ivar readers: how many are just subscribing.
-    :ivar replays: a new epoch has nothing that was delivered in an old one. (A room restored from a backup has.)
     :ivar filling: somebody is asking history already. (For who asks; nothing here looks at it.)
     """
 
@@ -71,7 +70,6 @@ class Order:
         "filling",
         "next",
         "readers",
-        "replays",
         "top",
     )
 
@@ -81,7 +79,6 @@ class Order:
         self.top = 0
         self.readers = 0
         self.filling = False
-        self.replays = False
         self._doubtful = False
         self._doubts = 0
         self._holds = False
@@ -195,10 +192,10 @@ class Order:
             if self.next > since.offset + 1:
                 self._doubtful = True  # some have come meanwhile: the rest may be had
                 return Answer(passed)
-        if self.replays and position.epoch != self.epoch and position.offset:
-            # all of the new epoch is new to everybody: after the gap, history may still have it from its beginning
-            self._doubtful = True
-            return self._jump(Position(position.epoch, 0), 1)
+        fresh = recovery.fresh
+        if fresh is not None and position.epoch != self.epoch and position.offset > fresh:
+            self._doubtful = True  # what came after that is new to everybody, and history may still have it
+            return self._jump(Position(position.epoch, fresh), since.offset)
         return self._jump(position, since.offset)
 
     def learn(self, position: Position) -> Answer:
@@ -290,10 +287,3 @@ class Order:
             if not self.next:
                 self._forget()
         return waited
-
-
-def related(one: str, other: str) -> bool:
-    """Whether two epochs are of the same life of a channel, ``<life>.<generation>``: then positions of one may mean
-    something in the other."""
-    life, dot, _ = one.rpartition(".")
-    return bool(dot) and other.startswith(life + ".")

@@ -58,14 +58,26 @@ class Recovery:
 
     :ivar position: where the reader is once it has taken ``publications``.
     :ivar recovered: True when they are exactly what was missed; False when that cannot be had (or nothing was asked).
+    :ivar fresh: where it did not recover since the epoch is another one: after this offset, all of the new epoch is new to
+        the reader too, so it can be had after the gap. None: nothing is known.
     """
 
-    __slots__ = ("position", "publications", "recovered")
+    __slots__ = ("fresh", "position", "publications", "recovered")
 
-    def __init__(self, position: Position, publications: list[Publication], recovered: bool) -> None:
+    def __init__(
+        self, position: Position, publications: list[Publication], recovered: bool, fresh: int | None = None
+    ) -> None:
         self.position = position
         self.publications = publications
         self.recovered = recovered
+        self.fresh = fresh
+
+
+def related(one: str, other: str) -> bool:
+    """Whether two epochs are of the same life of a channel, ``<life>.<generation>``: then positions of one may mean
+    something in the other."""
+    life, dot, _ = one.rpartition(".")
+    return bool(dot) and other.startswith(life + ".")
 
 
 class History:
@@ -122,7 +134,9 @@ class History:
         """What came after ``since``: all of it, or nothing and ``recovered`` False. Never a part."""
         self.expire(now)
         top = self.position
-        if since is None or since.epoch != self.epoch or since.offset > self.offset:
+        if since is not None and since.epoch != self.epoch:
+            return Recovery(top, [], False, None if related(since.epoch, self.epoch) else 0)
+        if since is None or since.offset > self.offset:
             return Recovery(top, [], False)
         missed = self.offset - since.offset
         if missed > len(self._kept) or missed > limit:

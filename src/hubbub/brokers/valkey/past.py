@@ -48,6 +48,11 @@ class Meta(NamedTuple):
         end = self.ends.get(generation)
         return end is not None and since.offset <= end
 
+    def fresh_after(self, since: Position) -> int | None:
+        """After which offset all is new to a reader whose position does not reach; None: that cannot be known."""
+        base, _, generation = since.epoch.rpartition(".")
+        return 0 if base != self.base else self.ends.get(generation)
+
     @classmethod
     def parse(cls, text: bytes) -> Meta:
         base, generation, offset, _, _, _, *older = text.decode().split(" ")
@@ -97,7 +102,9 @@ class Reader:
         meta, first, entries = await self._ask(channel, options, since.offset, limit)
         position = Position(meta.epoch, meta.offset)
         missed = meta.offset - since.offset
-        if not meta.reaches(since) or missed > limit or (missed > 0 and first > since.offset + 1):
+        if not meta.reaches(since):
+            return Recovery(position, [], False, meta.fresh_after(since))
+        if missed > limit or (missed > 0 and first > since.offset + 1):
             return Recovery(position, [], False)
         publications = entries[since.offset + 1 - first :] if missed > 0 else []
         if len(publications) != max(missed, 0) or (publications and publications[0].at <= now - options.history_ttl):
