@@ -234,6 +234,20 @@ async def test_typing_is_seen_on_other_nodes_and_fades_with_the_node_that_it_is_
         assert [m["type"] for m in passed if m["type"] in ("typing", "user_left")] == ["typing", "user_left"]
 
 
+async def test_a_mark_fades_although_its_node_cannot_say_so() -> None:
+    async with nodes(typing_timeout=1) as (them, one, two), one.client("bob") as bob, two.client("alice") as alice:
+        for client in (bob, alice):
+            await client.ask("join_room", room_id="general")
+        await alice.send("typing", room_id="general")
+        await alice.drained()
+        await bob.expect("typing", active=True)
+        them.engine.cut(two.hubbub)
+        await them.pass_time(1.5)
+        assert [m["type"] for m in await bob.drained()] == []
+        await them.pass_time(1)
+        assert [(m["type"], m.get("active")) for m in await bob.drained()] == [("typing", False)]
+
+
 # -- faults
 
 
