@@ -67,6 +67,7 @@ class Heard:
     :ivar began: unix seconds, when it was first subscribed.
     :ivar at: where it is; None before.
     :ivar got: nonce → its position.
+    :ivar then: nonce → how many gaps had been told when it came.
     :ivar gaps: from where to where.
     """
 
@@ -74,6 +75,7 @@ class Heard:
     first: At | None = None
     at: At | None = None
     got: dict[str, At] = field(default_factory=dict)
+    then: dict[str, int] = field(default_factory=dict)
     gaps: list[tuple[At, At]] = field(default_factory=list)
 
     def covers(self, position: At) -> bool:
@@ -300,6 +302,7 @@ class Subscriber(Person):
             self.wrong.append(f"{self.name}: {channel}: {nonce} came as {heard.got[nonce]} and again as {offset}")
         heard.at = At(heard.at.epoch, offset)
         heard.got[nonce] = heard.at
+        heard.then[nonce] = len(heard.gaps)
 
     def _gap(self, message: dict[str, Any]) -> None:
         heard, to = self.heard[message["channel"]], At(message["epoch"], message["offset"])
@@ -565,31 +568,38 @@ class Trial:
         return wrong
 
     def _all_heard(self, channel: str) -> list[str]:
-        """Who was there has what was acknowledged and what is kept, or was told a gap over it."""
-        wrong = []
+        """Who was there has what is kept, or was told a gap over it; and who has what the engine lost was told a gap."""
+        wrong: list[str] = []
         at, there = self.pasts[channel]
+        kept, begin = set(there.values()), min(there, default=at.offset + 1)
+        acked = [sent for sent in self._sent(channel) if sent.position is not None]
         for each in self.subscribers:
             heard = each.heard.get(channel)
             if heard is None or heard.first is None:
                 continue
-            for sent in self._sent(channel):
-                if sent.position is None or sent.at < heard.began or sent.nonce in heard.got:
+            for sent in acked:
+                assert sent.position is not None
+                got = heard.got.get(sent.nonce)
+                if sent.nonce in kept:
+                    if got is None and sent.at >= heard.began and not heard.covers(sent.position):
+                        wrong.append(f"{each.name}: {sent.nonce}, acknowledged at {sent.position}, neither came nor a gap over "
+                                     f"it ({heard.first} to {heard.at}, {heard.gaps})")  # fmt: skip
                     continue
-                if not heard.covers(sent.position):
-                    wrong.append(f"{each.name}: {sent.nonce}, acknowledged at {sent.position}, neither came nor a gap over it "
-                                 f"({heard.first} to {heard.at}, {heard.gaps})")  # fmt: skip
-            begin = max(
-                [to.offset for _, to in heard.gaps] or [heard.first.offset if heard.first.epoch == at.epoch else 0]
-            )
-            # what is older than the history was trimmed or evicted: that nothing of it can be compared is no fault
-            begin = max(begin, min(there, default=at.offset + 1) - 1)
-            had = {position.offset: nonce for nonce, position in heard.got.items() if position.epoch == at.epoch}
-            wrong += [
-                f"{each.name}: {channel}: {offset} is {there.get(offset)}, and was {had[offset]} for it"
-                for offset in had
-                if offset > begin and had[offset] != there.get(offset)
-            ]
+                trimmed = got is not None and got.epoch == at.epoch and got.offset < begin
+                if got is not None and not trimmed and heard.then.get(sent.nonce, 0) == len(heard.gaps):
+                    wrong.append(f"{each.name}: {sent.nonce} came as {got}, and is lost; no gap was told since")
+            wrong += self._same(each, heard, channel)
         return wrong
+
+    def _same(self, each: Subscriber, heard: Heard, channel: str) -> list[str]:
+        """What came in the last epoch is what is kept there. (Of what was trimmed or evicted nothing can be said.)"""
+        at, there = self.pasts[channel]
+        begin = min(there, default=at.offset + 1) - 1
+        return [
+            f"{each.name}: {channel}: {got.offset} is {there.get(got.offset)}, and was {nonce} for it"
+            for nonce, got in heard.got.items()
+            if got.epoch == at.epoch and got.offset > begin and there.get(got.offset) != nonce
+        ]
 
     def _order(self, publisher: Publisher) -> list[str]:
         """What it waited for is before what it sent then."""

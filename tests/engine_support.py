@@ -274,6 +274,14 @@ class Engine:
         lines = bytes(self.call("INFO", section)).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
+    @property
+    def role(self) -> str:
+        """``master`` or ``slave``; "" while it does not say (Sentinel ends all connections of whom it promotes)."""
+        try:
+            return self.info("replication")["role"]
+        except (OSError, EngineError):
+            return ""
+
     def _answers(self) -> bool:
         try:
             return bool(self.call("PING", timeout=1.0) == b"PONG")

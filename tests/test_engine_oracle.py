@@ -66,6 +66,12 @@ def lose_from_history(tried: Trial) -> None:
     tried.pasts["fault:0"] = Past(At("e", 2), {1: "n0", 2: "n1"})
 
 
+def lose_what_came(tried: Trial) -> None:
+    """The last one came to all, and is gone; the next in its place is another one. Only some were told."""
+    tried.pasts["fault:0"] = Past(At("f", 2), {1: "n0", 2: "n1"})
+    tried.subscribers[0].heard["fault:0"].gaps.append((At("e", 3), At("f", 2)))
+
+
 def tear_a_hole(tried: Trial) -> None:
     del tried.pasts["fault:0"].kept[2]
 
@@ -94,14 +100,22 @@ def refuse_and_keep(tried: Trial) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lose_for_one, lose_from_history, tear_a_hole, keep_twice, swap_for_one, swap_what_was_awaited, acknowledge_twice,
-        refuse_and_keep,
+        lose_for_one, lose_from_history, lose_what_came, tear_a_hole, keep_twice, swap_for_one, swap_what_was_awaited,
+        acknowledge_twice, refuse_and_keep,
     ],
 )  # fmt: skip
 def test_it_finds(spoil: Callable[[Trial], None]) -> None:
     tried = told()
     spoil(tried)
     assert tried.verdict() != []
+
+
+def test_what_the_engine_lost_is_told_to_who_had_it() -> None:
+    tried = told()
+    lose_what_came(tried)
+    assert len(tried.verdict(kept=False)) == 1
+    tried.subscribers[1].heard["fault:0"].gaps.append((At("e", 3), At("f", 2)))
+    assert tried.verdict(kept=False) == []
 
 
 def test_a_hole_or_a_repetition_is_found_at_once() -> None:

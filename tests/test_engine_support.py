@@ -61,7 +61,7 @@ def test_sentinels_fail_over() -> None:
         until(lambda: bool(group.second.call("GET", "key") == b"value"), "it did not come to the replica")
         group.first.kill()
         until(lambda: group.primary() is group.second, "nobody took over")
-        until(lambda: group.second.info("replication")["role"] == "master", "it is no primary")
+        until(lambda: group.second.role == "master", "it is no primary")
         assert group.second.call("GET", "key") == b"value"
 
 
@@ -80,7 +80,7 @@ def test_a_replica_of_a_cluster_takes_over_and_slots_move() -> None:
         index = shards.primaries.index(target)
         target.kill()
         replica = shards.replicas[index]
-        until(lambda: replica.info("replication")["role"] == "master", "nobody took over")
+        until(lambda: replica.role == "master", "nobody took over")
 
 
 async def test_a_node_is_a_process(tmp_path: Path) -> None:
