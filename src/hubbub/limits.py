@@ -152,19 +152,20 @@ PATIENCE: Final = 0.1
 class Share:
     """This node's part in a rate that holds over all nodes together.
 
-    What a key sends is counted elsewhere, for all nodes: at most :attr:`amount` per :attr:`window`. Each node gives a key
-    a little, :attr:`part`, in each window without counting it, and buys the rest from there: :attr:`chunk` at a time, and
-    ahead of need. While an answer is on its way a key may go into debt, which is paid first of all. When nothing is to be
-    had, it is refused.
+    What a key sends is counted elsewhere, for all nodes, in a bucket of the same rate and burst. Each node gives a key a
+    little, :attr:`part`, in each :attr:`window` without counting it, and buys the rest from there: :attr:`chunk` at a
+    time, and ahead of need. While an answer is on its way a key may go into debt, which is paid first of all. When
+    nothing is to be had, it is refused.
 
-    So over N nodes, in any T seconds after a rest, a key can send at most ``amount * (1 + T / window)`` messages that were
-    bought, ``N * part`` in each window begun, and ``N * debt`` that are yet to be paid. :attr:`part` is a quarter of the
-    burst divided by N, at least 1; :attr:`debt` the burst divided by N, at least ``at_once``.
+    So over N nodes, in any T seconds after a rest, a key can send at most ``burst + rate * T`` messages that were bought,
+    ``N * part`` in each window begun, and ``N * debt`` that are yet to be paid. :attr:`part` is a quarter of the burst
+    divided by N, at least 1; :attr:`debt` the burst divided by N, at least ``at_once``; a window is as long as the burst
+    takes to come back.
 
     :param rate: messages per second, above 0.
     :param burst: messages at once, at least 1.
     :param at_once: what a well-behaved key may send faster than any answer can come.
-    :param want: told of a key for which to buy: once until :meth:`bought`, :meth:`refused` or :meth:`unanswered`.
+    :param want: told of a key for which to buy: once until :meth:`answered` or :meth:`unanswered`.
 
     :ivar away: nobody answers: everything passes here, and this node's own rate must do.
     :ivar denied: messages refused.
@@ -174,12 +175,13 @@ class Share:
     def __init__(self, rate: float, burst: int, at_once: int, want: Callable[[str], None]) -> None:
         if not 0 < rate < math.inf or burst < 1:
             raise ValueError("a rate must be positive and finite, its burst at least 1")
-        self.window = max(1, math.ceil(burst / rate))
-        self.amount = max(burst, math.floor(rate * self.window * (1 + 1e-9)))
+        self.rate = rate
+        self.burst = burst
+        self.window = max(1.0, burst / rate)
         self.away = False
         self.denied = 0
         self.alone = 0
-        self._burst = burst
+        self._worth = min(burst, max(1, math.ceil(rate * _PAUSE)))
         self._at_once = min(at_once, burst)
         self._want = want
         self._leases: dict[str, Lease] = {}  # the oldest first
@@ -191,9 +193,9 @@ class Share:
 
     def spread(self, nodes: int) -> None:
         """Say over how many nodes the rate holds, this one included."""
-        self.part = max(1, self._burst // (4 * nodes))
-        self.chunk = max(self.part, self._burst // 32)
-        self.debt = max(self._at_once, self._burst // nodes)
+        self.part = max(1, self.burst // (4 * nodes))
+        self.chunk = max(self.part, self.burst // 32)
+        self.debt = max(self._at_once, self.burst // nodes)
         self._low = self.part // 2
 
     def take(self, key: str, now: float) -> float:
@@ -219,18 +221,21 @@ class Share:
         self.denied += 1
         return PATIENCE if lease.asked else lease.until - now
 
-    def bought(self, key: str, count: int) -> bool:
-        """``count`` were to be had. True when more should be bought at once: the key is still in debt."""
-        lease = self._leases[key]
-        lease.credit += count
-        lease.asked = lease.credit <= 0
-        return lease.asked
+    def wanted(self, key: str) -> int:
+        """How many to buy for a key: its debt, and some ahead."""
+        return min(self.burst, self.chunk - min(0, self._leases[key].credit))
 
-    def refused(self, key: str, wait: float, now: float) -> None:
-        """No more is to be had for so many seconds."""
+    def answered(self, key: str, wanted: int, count: int, ahead: float, now: float) -> None:
+        """``count`` of those wanted were to be had.
+
+        :param ahead: seconds until the key's bucket is full again.
+        """
         lease = self._leases[key]
         lease.asked = False
-        lease.until = now + wait
+        lease.credit += count
+        if count < wanted:
+            need = min(self.burst, self._worth - min(0, lease.credit))
+            lease.until = now + max(0.0, ahead - (self.burst - need) / self.rate) + _TICK
 
     def unanswered(self, key: str) -> None:
         """It cannot be known whether more is to be had, and what was spent meanwhile is forgiven."""
@@ -253,23 +258,8 @@ class Share:
                     self._want(key)
 
 
-def window_wait(need: int, amount: int, window: int, before: int, current: int, left: float) -> float:
-    """In how many seconds ``need`` are to be had from a sliding window counter, if nobody else takes any.
-
-    Such a counter lets pass what keeps ``floor(before * left / window) + current`` within ``amount``: what came in the
-    window before counts as if it had come evenly.
-
-    :param left: seconds to the end of the current window: up to ``window``. Then ``current`` becomes ``before``.
-    """
-    spare = amount - need - current
-    if spare < 0:
-        return left + max(0.0, window - window * (amount - need + 1) / current) + _TICK
-    if math.floor(before * left / window) <= spare:
-        return 0.0
-    return max(0.0, left - window * (spare + 1) / before) + _TICK
-
-
-_TICK: Final = 1e-3  # a counter's clock has milliseconds
+_PAUSE: Final = 0.25  # seconds' worth that a key waits for that was refused: not to ask for each message
+_TICK: Final = 1e-3  # clocks are not the same
 
 
 class Slots(Generic[K]):

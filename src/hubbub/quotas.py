@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hubbub.errors import BrokerUnavailable
-from hubbub.limits import Share, window_wait
+from hubbub.limits import Share
 
 if TYPE_CHECKING:
     from hubbub.hub import Hub
@@ -30,18 +30,12 @@ BUYERS: Final = 4
 
 
 class Counters(Protocol):
-    """Sliding window counters that all nodes share."""
+    """Token buckets that all nodes share."""
 
-    async def take(self, kind: str, key: str, amount: int, window: int, count: int) -> bool:
-        """Take ``count`` of the ``amount`` per ``window`` (seconds) of a key; False, and nothing is taken, without so many.
+    async def take(self, kind: str, key: str, rate: float, burst: int, count: int) -> tuple[int, float]:
+        """Take up to ``count`` from the bucket of a key, which holds ``burst`` and gains ``rate`` per second.
 
-        :raises BrokerUnavailable: it does not answer.
-        """
-        ...
-
-    async def state(self, kind: str, key: str, amount: int, window: int) -> tuple[int, int, float]:
-        """What was taken in the window before, in the current one, and the seconds to the end of that.
-
+        :returns: how many there were, and the seconds until the bucket is full again.
         :raises BrokerUnavailable: it does not answer.
         """
         ...
@@ -57,7 +51,7 @@ class Quotas:
     :ivar messages: per user, what comes over sockets; None where there is no such limit, or it is not shared.
     :ivar requests: per user, over HTTP.
     :ivar keys: per API key.
-    :ivar bought: purchases that the engine answered with yes, ``denied`` with no; ``failed`` without an answer.
+    :ivar bought: purchases that the engine gave in full; ``denied`` in part or not at all; ``failed`` without an answer.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -153,17 +147,13 @@ class Quotas:
 
     async def _ask(self, kind: str, key: str, share: Share) -> None:
         assert self._counters is not None
-        clock, amount, window = self._hub.clock, share.amount, share.window
-        while True:
-            count = share.chunk
-            if not await self._counters.take(kind, key, amount, window, count):
-                break
+        wanted = share.wanted(key)
+        count, ahead = await self._counters.take(kind, key, share.rate, share.burst, wanted)
+        if count == wanted:
             self.bought += 1
-            if not share.bought(key, count):
-                return
-        self.denied += 1
-        before, current, left = await self._counters.state(kind, key, amount, window)
-        share.refused(key, window_wait(count, amount, window, before, current, left), clock.monotonic())
+        else:
+            self.denied += 1
+        share.answered(key, wanted, count, ahead, self._hub.clock.monotonic())
 
     def _away(self, error: Exception) -> None:
         self.failed += 1

@@ -1,7 +1,9 @@
-"""Sliding window counters in the engine, by the library `limits`: what limits that all nodes share are counted with."""
+"""Token buckets in the engine, through the library `limits`: what limits that all nodes share are counted with."""
 
 from __future__ import annotations
 
+from math import ceil
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,13 +20,15 @@ from hubbub.settings import Settings
 CONNECT: Final = 1.0
 """Seconds for making a connection."""
 CONNECTIONS: Final = 8
+BUCKET: Final = Path(__file__).with_name("bucket.lua").read_text()
 
 
 class EngineCounters:
     """The :class:`hubbub.quotas.Counters` of an engine. It has connections of its own, a few, made when first needed.
 
-    Its keys are ``<prefix>:limits:{<kind>/<key>/<amount>/<seconds>/second}``, and the same with ``/-1``; they end by
-    themselves after two windows.
+    The library finds, connects and names; of its ways to count, windows, none goes on at the rate after a burst, so the
+    bucket is a script of our own. Its keys are ``<prefix>:limits:{<kind>/<key>/<burst>/<seconds>/second}``; they end by
+    themselves.
 
     :raises ConfigurationError: HUBBUB_VALKEY_URL makes no sense.
     """
@@ -34,22 +38,20 @@ class EngineCounters:
         self._prefix = f"{settings.valkey_prefix}:limits"
         self._target = target_of(self._url)
         self._storage: RedisStorage | None = None
-        self._items: dict[tuple[str, int, int], RateLimitItemPerSecond] = {}
+        self._script: Any = None
+        self._items: dict[tuple[str, float, int], RateLimitItemPerSecond] = {}
 
-    async def take(self, kind: str, key: str, amount: int, window: int, count: int) -> bool:
-        name, item = self._named(kind, key, amount, window)
+    async def take(self, kind: str, key: str, rate: float, burst: int, count: int) -> tuple[int, float]:
+        if self._storage is None:
+            self._storage = storage_of(self._url, self._target, self._prefix)
+            bridge: Any = self._storage.bridge
+            self._script = bridge.get_connection().register_script(BUCKET)
+        name = self._storage.bridge.prefixed_key(f"{{{self._item(kind, rate, burst).key_for(key)}}}")
         try:
-            return await self._open().acquire_sliding_window_entry(name, item.amount, item.get_expiry(), count)
+            taken, full = await self._script([name], [1e6 / rate, burst, count])
         except _FAULTS as error:
             raise BrokerUnavailable(f"the engine does not count: {error}") from error
-
-    async def state(self, kind: str, key: str, amount: int, window: int) -> tuple[int, int, float]:
-        name, item = self._named(kind, key, amount, window)
-        try:
-            before, left, current, ends = await self._open().get_sliding_window(name, item.get_expiry())
-        except _FAULTS as error:
-            raise BrokerUnavailable(f"the engine does not count: {error}") from error
-        return before, current, left or max(0.0, ends - window)
+        return taken, float(full) / 1e6
 
     async def close(self) -> None:
         storage, self._storage = self._storage, None
@@ -62,17 +64,12 @@ class EngineCounters:
         for client in clients:
             await client.aclose()
 
-    def _named(self, kind: str, key: str, amount: int, window: int) -> tuple[str, RateLimitItemPerSecond]:
-        item = self._items.get((kind, amount, window))
+    def _item(self, kind: str, rate: float, burst: int) -> RateLimitItemPerSecond:
+        item = self._items.get((kind, rate, burst))
         if item is None:
-            item = RateLimitItemPerSecond(amount, window, namespace=kind)
-            self._items[kind, amount, window] = item
-        return item.key_for(key), item
-
-    def _open(self) -> RedisStorage:
-        if self._storage is None:
-            self._storage = storage_of(self._url, self._target, self._prefix)
-        return self._storage
+            item = RateLimitItemPerSecond(burst, max(1, ceil(burst / rate)), namespace=kind)
+            self._items[kind, rate, burst] = item
+        return item
 
 
 _FAULTS: Final = (RedisError, RedisClusterException, OSError)
