@@ -386,3 +386,46 @@ async def test_a_notification_while_the_engine_is_away_for_one_node_reaches_a_se
             assert told["data"]["title"] == "missed?"
             await there.notify("alice", "next", "")
             assert (await alice.expect("notification"))["data"]["title"] == "next"
+
+
+# -- what a reviewer found
+
+
+async def test_the_bytes_of_a_history_are_those_that_it_has(own_valkey: Engine) -> None:
+    """Counted wrongly, by a byte a call, a busy channel would in the end be trimmed to one entry."""
+    async with node(own_valkey.unix_url, history_bytes=4096) as (broker, _):
+        options = ChannelOptions(history_size=20)
+        for number in range(5000):
+            await broker.publish("a", publication(str(number % 10)), options)
+        partition = broker.keys.partition_of("a")
+        assert own_valkey.call("LLEN", partition.key("h", "a")) == 20
+        entries = own_valkey.call("LRANGE", partition.key("h", "a"), 0, -1)
+        counted = int(own_valkey.call("GET", partition.key("m", "a")).split()[3])
+        assert counted == sum(map(len, entries))
+
+
+async def test_databases_of_one_server_do_not_hear_each_other(own_valkey: Engine) -> None:
+    url = own_valkey.unix_url
+    async with node(f"{url}?db=1") as (one, heard_one), node(f"{url}?db=2") as (two, heard_two):
+        for broker in (one, two):
+            await broker.subscribe("a")
+        await one.publish("a", publication("1"), KEEPS)
+        await two.publish("a", publication("2"), KEEPS)
+        await until(lambda: bool(heard_one.payloads and heard_two.payloads), "each hears its own")
+        assert [payload for _, payload in heard_one.payloads] == [b'{"offset":1,"text":"1"}']
+        assert [payload for _, payload in heard_two.payloads] == [b'{"offset":1,"text":"2"}']
+
+
+async def test_what_was_sent_is_not_delivered_locally_too(own_valkey: Engine) -> None:
+    async with (
+        fault_proxy(("127.0.0.1", own_valkey.port)) as proxy,
+        node(proxy.url, valkey_timeout=1.0) as (broker, heard),
+    ):
+        await broker.subscribe("a")
+        proxy.stall("down")
+        with pytest.raises(BrokerUnavailable):  # it is carried out, and nobody here knows
+            await broker.publish("a", publication("sent"), LOCAL)
+        assert heard.payloads == []
+        proxy.reset()
+        proxy.heal()
+        assert (await had(lambda: broker.recover("a", None, 0, LOCAL))).position.offset == 1

@@ -17,7 +17,7 @@ import msgspec
 
 from hubbub.brokers.valkey.address import target_of
 from hubbub.brokers.valkey.keys import Keys, Partition
-from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, Outbound, stored
+from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, NotKnown, Outbound, stored
 from hubbub.brokers.valkey.past import Reader
 from hubbub.brokers.valkey.peers import ValkeyPeers
 from hubbub.brokers.valkey.shard import Shard, check_hopeless
@@ -72,7 +72,10 @@ class ValkeyBroker:
         self.node = _new_id()
         self._own = self.node.encode()
         self.target = target_of(settings.valkey_url)
-        self.keys = Keys(settings.valkey_prefix, cluster=self.target.kind == "cluster")
+        # pub/sub knows no databases: what is in another one must have other names
+        db = self.target.server.db
+        prefix = f"{settings.valkey_prefix}:{db}" if db else settings.valkey_prefix
+        self.keys = Keys(prefix, cluster=self.target.kind == "cluster")
         self.stats = EngineStats()
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self._inlet: Inlet | None = None
@@ -262,7 +265,8 @@ class ValkeyBroker:
         position: Position | None,
         error: Exception | None,
     ) -> None:
-        if isinstance(error, BrokerUnavailable) and self._inlet is not None:
+        # what was sent may be published, and would be there twice
+        if isinstance(error, BrokerUnavailable) and not isinstance(error, NotKnown) and self._inlet is not None:
             self._without(channel, publication, options, done)
         else:
             done(position, error)

@@ -44,6 +44,10 @@ RELAYED: Final = ChannelOptions(history_size=0)
 """Of publications that have their offsets from the store: the engine only hands them on."""
 
 
+class NotKnown(BrokerUnavailable):
+    """It was sent, and the engine has not said what became of it: it may be published."""
+
+
 class Entry:
     """A publication on its way.
 
@@ -274,7 +278,7 @@ class Outbound:
             )
         else:
             log.error("the engine refuses a batch: %s", error)
-            refusal = BrokerUnavailable(f"the engine refuses: {error}")
+            refusal = NotKnown(f"the engine refuses: {error}")  # at whatever point of the script
         self._refuse(batch, refusal)
         self._flush()
 
@@ -314,7 +318,7 @@ class Outbound:
         for batch in late:
             self._under_way.remove(batch)
             self.stats.away += sum(map(len, batch.groups))
-            self._refuse(batch, BrokerUnavailable("the engine does not answer in time"))
+            self._refuse(batch, NotKnown("the engine does not answer in time"))
         if late and self.shard.up and now - late[0].sent > 1.0:
             self.shard.drop()  # it is connected, and does not answer
 
@@ -322,7 +326,7 @@ class Outbound:
         """Nothing is sent any more."""
         refusal = BrokerUnavailable("the server stops")
         for batch in self._under_way:
-            self._refuse(batch, refusal)
+            self._refuse(batch, NotKnown("the server stops"))
         self._under_way.clear()
         for entry in self._queue:
             entry.done(None, refusal)

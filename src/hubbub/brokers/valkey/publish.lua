@@ -61,7 +61,8 @@ while arg <= last do
       redis.call('SET', meta_key, meta_text(meta, token), 'EX', keep)
     end
   else
-    local body = header(count) .. table.concat(ARGV, '', first, arg - 1)
+    local text = table.concat(ARGV, '', first, arg - 1)
+    local body = header(count) .. text
     if meta then
       local epoch = meta.base .. '.' .. token
       local offset = meta.offset + 1
@@ -70,7 +71,7 @@ while arg <= last do
         meta.bytes, meta.refreshed = 0, 0
       end
       meta.offset = meta.offset + count
-      meta.bytes = meta.bytes + #body
+      meta.bytes = meta.bytes + #text
       if length > size then
         for _, old in ipairs(redis.call('LPOP', history, length - size)) do
           meta.bytes = meta.bytes - #old
