@@ -202,7 +202,7 @@ async def test_typing_is_seen_on_other_nodes_and_fades_with_the_node_that_it_is_
     async with nodes(typing_timeout=5) as (them, one, two), one.client("bob") as bob, two.client("alice") as alice:
         for client in (bob, alice):
             await client.ask("join_room", room_id="general")
-        await bob.drained()
+        await bob.expect("user_joined", user_id="alice")
         mark = {"type": "typing", "room_id": "general", "user_id": "alice", "active": True}
 
         async def marks() -> list[dict[str, Any]]:
@@ -238,6 +238,7 @@ async def test_a_mark_fades_although_its_node_cannot_say_so() -> None:
     async with nodes(typing_timeout=1) as (them, one, two), one.client("bob") as bob, two.client("alice") as alice:
         for client in (bob, alice):
             await client.ask("join_room", room_id="general")
+        await bob.expect("user_joined", user_id="alice")
         await alice.send("typing", room_id="general")
         await alice.drained()
         await bob.expect("typing", active=True)
