@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A node's beat: it lives for so long again, and hears who else does.
 -- KEYS: nodes (zset: when each lease ends), what they say of themselves (hash), the gone (zset: from when one may clean up
 -- after each), bus (hash: epoch, numbers). ARGV: node, what it says, lease, beat, claim (ms), an epoch for a new bus, PUBLISH

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A node stops, and cleans up after itself; if it does not get to the end of that, another one does.
 -- KEYS: nodes, what they say, the gone. ARGV: node, claim (ms), PUBLISH or SPUBLISH, the bus's pub/sub channel.
 local time = redis.call('TIME')

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget whom a node that is gone had in some channels.
 -- KEYS: channels of the node, then per channel: the users that it had there, the channel's nodes; last, where it is in this
 -- partition: the gone. ARGV: node, then the channels; last: the key of the gone again, or "" (it was looked at just before).

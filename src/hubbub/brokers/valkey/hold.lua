@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Go on cleaning up after a node that is gone. KEYS: the gone. ARGV: node, claim (ms). Returns 0 if it is back.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0

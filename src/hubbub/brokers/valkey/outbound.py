@@ -17,9 +17,9 @@ import msgspec
 
 from hubbub.brokers.valkey.keys import Partition
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH, READ
-from hubbub.brokers.valkey.shard import GONE, Shard
+from hubbub.brokers.valkey.shard import GONE, MOVING, Shard
 from hubbub.brokers.valkey.wire import WireError
-from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode, HubbubError
+from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode
 from hubbub.messages import Position
 from hubbub.ports import ONCE_SECONDS
 from hubbub.settings import ChannelOptions
@@ -36,8 +36,8 @@ BATCH: Final = 256
 BATCH_BYTES: Final = 1 << 20
 KEEP_META: Final = 86_400
 """Seconds, at least, for which a channel's position is remembered after its last publication."""
-REMEMBERED: Final = 32
-"""Answers that the engine keeps of a node (publish.lua)."""
+MOVE_PAUSE: Final = 0.1
+"""Seconds after which a partition whose slot is moving is tried again."""
 
 
 RELAYED: Final = ChannelOptions(history_size=0)
@@ -120,8 +120,8 @@ class Outbound:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._under_way: deque[_Batch] = deque()
-        self._failed = 0
         self._repairing = False
+        self._mending: asyncio.Task[None] | None = None
         self._number = 0
         self._scheduled = False
         self.bytes = 0
@@ -220,8 +220,11 @@ class Outbound:
     def _send(self, batch: _Batch) -> None:
         wire = self.shard.main
         fence = self.shard.fences.get(self._partition.tag)
-        if wire is None or fence is None:
+        if wire is None:
             return  # it is sent with the next connection
+        if fence is None:
+            self._went_wrong(batch, WireError("the partition is moving", "TRYAGAIN"))
+            return
         batch.error = None
         batch.sent = self._loop.time()
         keys = (self._partition.key("f"), self._partition.key("w", self._node), *batch.keys)
@@ -252,8 +255,7 @@ class Outbound:
                 entry.done(Position(epoch, offset + index if offset else 0), None)
         if self._queue:
             self._flush()
-        if self._repairing and all(each.error is not None for each in self._under_way):
-            self._repair()
+        self._repair()
 
     def _went_wrong(self, batch: _Batch, error: WireError) -> None:
         if not error.code:
@@ -261,12 +263,11 @@ class Outbound:
         if error.code in GONE:
             self.shard.drop()
             return
-        if error.code in ("FENCED", "NOSCRIPT"):
+        if error.code in ("FENCED", "NOSCRIPT") or error.code in MOVING:
             # those behind it fail too, or are carried out: all are in before any is sent again, in their order
             batch.error = error
             self._repairing = True
-            if all(each.error is not None for each in self._under_way):
-                self._repair()
+            self._repair()
             return
         try:
             self._under_way.remove(batch)
@@ -283,20 +284,29 @@ class Outbound:
         self._flush()
 
     def _repair(self) -> None:
-        self._loop.create_task(self._repaired())
+        """Once all that is under way has failed, or is answered: set things right, and send it again."""
+        failed = [batch for batch in self._under_way if batch.error is not None]
+        if self._repairing and self._mending is None and len(failed) == len(self._under_way):
+            moving = any(batch.error is not None and batch.error.code in MOVING for batch in failed)
+            self._mending = self._loop.create_task(self._repaired(MOVE_PAUSE if moving else 0.0))
 
-    async def _repaired(self) -> None:
+    async def _repaired(self, pause: float) -> None:
         """Load the scripts and learn the fence again, then send what failed again."""
-        wire = self.shard.main
         try:
+            if pause:
+                await asyncio.sleep(pause)
+            wire = self.shard.main
             if wire is not None:
                 for script in (PUBLISH, READ, FENCE):
                     await wire.call("SCRIPT", "LOAD", script.text)
                 await self.shard.fence(self._partition)
-        except HubbubError as error:
-            log.warning("the engine cannot be set up: %s", error)
-            self.shard.drop()
-        self._repairing = False
+        except WireError as error:
+            if error.code not in MOVING:
+                log.warning("the engine cannot be set up: %s", error)
+                self.shard.drop()
+        finally:
+            self._mending = None
+            self._repairing = False
         if self.shard.up:
             self.again()
 
@@ -319,6 +329,7 @@ class Outbound:
             self._under_way.remove(batch)
             self.stats.away += sum(map(len, batch.groups))
             self._refuse(batch, NotKnown("the engine does not answer in time"))
+        self._repair()
         if late and self.shard.up and now - late[0].sent > 1.0:
             self.shard.drop()  # it is connected, and does not answer
 

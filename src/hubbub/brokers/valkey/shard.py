@@ -39,8 +39,12 @@ AT_ONCE: Final = 512
 """Channels in one SUBSCRIBE."""
 HOPELESS: Final = frozenset({"NOAUTH", "WRONGPASS", "NOPROTO", "NOPERM", "UNSUPPORTED"})
 """Refusals that say that something is set up wrongly."""
-GONE: Final = frozenset({"LOADING", "READONLY", "MASTERDOWN", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "UNBLOCKED"})
+GONE: Final = frozenset({"LOADING", "READONLY", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "UNBLOCKED"})
 """Errors that say that this is not (or not yet) where to write."""
+MOVING: Final = frozenset({"ASK", "TRYAGAIN"})
+"""Errors that say that a Cluster's slot is just moving: its partition waits, all others go on."""
+LASTING: Final = 5.0
+"""Seconds after which a connection is taken for a good one: after a shorter one, the pauses go on growing."""
 
 Listener = Callable[[bytes], None]
 
@@ -155,11 +159,16 @@ class Shard:
                 if text != told:
                     log.error("the engine cannot be used, it is tried again: %s", text)
                     told = text
+            except Exception:
+                self.drop()
+                log.exception("connecting to the engine failed, it is tried again")
             else:
                 if told:
                     log.warning("the engine is back")
-                pause, told = FIRST_PAUSE, ""
+                told, began = "", self._loop.time()
                 await self._ended.wait()
+                if self._loop.time() - began > LASTING:
+                    pause = FIRST_PAUSE
                 self.stats.breaks += 1
                 log.warning("the connection to the engine is lost")
             self._lost()
@@ -194,7 +203,12 @@ class Shard:
                 await main.call("SCRIPT", "LOAD", script.text)
             changed = False
             for partition in self.partitions:
-                changed |= await self.fence(partition, main, identity)
+                try:
+                    changed |= await self.fence(partition, main, identity)
+                except WireError as error:
+                    if error.code not in MOVING:
+                        raise
+                    self.fences.pop(partition.tag, None)  # what waits for it asks again
         await self._resubscribe(main)
         changed = (changed or identity != self._identity) and bool(self._identity)
         self._identity = identity
