@@ -648,6 +648,12 @@ class Node:
         except FileNotFoundError:
             return True
 
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether the process has a handler of its own for a signal."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        return bool(caught >> (number - 1) & 1)
+
     def tail(self, size: int = 3000) -> str:
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
 

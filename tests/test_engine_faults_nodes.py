@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.engine_oracle import Subscriber, Trial
 from tests.engine_scene import PRESENCE, ROOMY, Scene, elapse, scene
-from tests.engine_support import Engine, Node, end, running_node
+from tests.engine_support import WITHIN, Engine, Node, end, running_node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -179,3 +180,17 @@ async def test_started_before_the_engine(tmp_path: Path, own_valkey: Engine) -> 
 async def test_a_node_without_subscribers_knows_who_is_there(tmp_path: Path, own_valkey: Engine) -> None:
     async with scene(tmp_path, own_valkey) as there, running_node(own_valkey.url, tmp_path, "idle") as idle:
         await there.people.present(PRESENCE, [idle])
+
+
+async def test_asked_to_end_while_it_starts(tmp_path: Path) -> None:
+    node = Node("", tmp_path)
+    try:
+        for _ in range(3):
+            await node.start(wait=False)
+            # as soon as it does something of its own about SIGTERM, before it serves
+            async with asyncio.timeout(WITHIN):
+                while not node.catches(signal.SIGTERM):
+                    await asyncio.sleep(0)
+            await node.terminate()
+    finally:
+        await node.close()
