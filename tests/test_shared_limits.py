@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,8 +21,10 @@ from hubbub.brokers.valkey.counters import EngineCounters
 from hubbub.errors import BrokerUnavailable
 from hubbub.limits import PATIENCE, Rate, Share
 from hubbub.quotas import RETRY
-from tests.engine_support import Engine, Sentinels, Shards, redis_program, valkey_program
+from tests.engine_support import HOST, Engine, Sentinels, Shards, redis_program, valkey_program
+from tests.fault_proxy import fault_proxy
 from tests.support import API_KEY, DEADLINE, Client, HandClock, Running, running, settings_for, until
+from tests.test_valkey_topologies import certificate
 
 unhurried = settings(deadline=None)  # other work on the machine is no failure
 
@@ -168,6 +172,7 @@ def test_while_nobody_answers_everything_passes_and_nothing_stays_owed() -> None
         pass
     assert share.denied == 1
     share.unanswered("alice")
+    assert share.wanted("alice") == share.chunk, "what was spent meanwhile is forgiven"
     share.away = True
     assert [share.take("alice", 0.1) for _ in range(100)] == [0.0] * 100
     assert share.alone == 100
@@ -263,6 +268,36 @@ async def test_counters_of_a_user_with_a_password() -> None:
         with pytest.raises(BrokerUnavailable):
             await wrong.take("user", "alice", 0.1, 10, 1)
         await wrong.close()
+
+
+@pytest.mark.anyio
+async def test_counters_over_tls(tmp_path: Path, own_valkey: Engine) -> None:
+    trusted = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(trusted, trusted.with_name("key.pem"))
+    async with fault_proxy((HOST, own_valkey.port), tls=context) as front:
+        await counts(f"{front.url}?ssl_ca_certs={trusted}")
+        stranger = EngineCounters(settings_for(valkey_url=front.url))
+        with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
+            await stranger.take("user", "alice", 0.1, 10, 1)
+        await stranger.close()
+
+
+@pytest.mark.anyio
+async def test_counters_follow_a_failover() -> None:
+    with Sentinels() as sentinels:
+        counters = EngineCounters(settings_for(valkey_url=sentinels.url))
+        assert (await counters.take("user", "alice", 0.1, 10, 1))[0] == 1
+        sentinels.first.kill()
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    taken, _ = await counters.take("user", "alice", 0.1, 10, 1)
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.05)
+        assert taken == 1
+        await counters.close()
 
 
 @pytest.mark.anyio
