@@ -146,6 +146,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ([], {"HUBBUB_HEARTBEAT_TIMEOUT": "0"}, ["HUBBUB_HEARTBEAT_TIMEOUT"]),
         ([], {"HUBBUB_DATA_DIR": "/proc/nowhere"}, ["HUBBUB_DATA_DIR"]),
         (["--no-dev"], {"HUBBUB_PUBLIC_KEY": "nonsense"}, ["HUBBUB_PUBLIC_KEY"]),
+        (["--worker-ports", "9000"], {}, ["--workers 2"]),
+        ([], {"HUBBUB_WORKERS": "2", "HUBBUB_DATABASE_URL": "sqlite://"}, ["workers", "in memory"]),
     ],
 )
 def test_settings_that_make_no_sense(

@@ -384,7 +384,7 @@ def test_a_rolling_restart_is_noticed_only_by_a_reconnect(tmp_path: Path) -> Non
         outcomes = Counter[bool]()
 
         def keep_asking() -> None:
-            while not done.is_set():
+            while not done.wait(0.01):
                 outcomes[answered(asked(server.port))] += 1
 
         asking = threading.Thread(target=keep_asking)

@@ -68,6 +68,8 @@ def serve(
         from hubbub.workers import serve_workers
 
         raise typer.Exit(serve_workers(serving, workers, ports=worker_ports))
+    if worker_ports is not None:
+        raise ConfigurationError("--worker-ports is for several workers: give --workers 2 or more, too")
     raise typer.Exit(serve_alone(serving))
 
 
