@@ -186,7 +186,7 @@ class ValkeyPeers:
         lost, dirty, epoch, everybody, mine = reply[:5]
         alive = {text(node): bytes(says) for node, says in zip(reply[5::2], reply[6::2], strict=True)}
         self._alive = set(alive)
-        late = self._unsaid and began - self._said_at > LEASE  # not with each beat: a slow engine would be slower
+        late = self._unsaid and began - self._said_at > LEASE / 2  # not with each beat: a slow engine would be slower
         if self._again or late or (lost and self._registered):
             await self._declare(bool(lost))
         self._registered = True
