@@ -16,6 +16,7 @@ from hubbub.app import Hubbub, SystemClock
 from hubbub.brokers.valkey.address import Address, target_of
 from hubbub.brokers.valkey.broker import PATIENCE, ValkeyBroker
 from hubbub.brokers.valkey.keys import PARTITIONS, SLOTS, Keys, cluster_tags, slot_of
+from hubbub.brokers.valkey.scripts import PUBLISH
 from hubbub.brokers.valkey.wire import Wire, WireError
 from hubbub.errors import BrokerUnavailable, ClientError, ConfigurationError
 from hubbub.messages import Position
@@ -429,3 +430,69 @@ async def test_what_was_sent_is_not_delivered_locally_too(own_valkey: Engine) ->
         proxy.reset()
         proxy.heal()
         assert (await had(lambda: broker.recover("a", None, 0, LOCAL))).position.offset == 1
+
+
+async def test_a_channel_that_is_taken_away_is_not_taken_for_a_confirmation() -> None:
+    """A Cluster's slot moves while a subscription is on its way: the engine's SUNSUBSCRIBE must be heard."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"%1\r\n+server\r\n+x\r\n")
+        await reader.read(1000)
+        writer.write(b">3\r\n$12\r\nsunsubscribe\r\n$3\r\nold\r\n:0\r\n")
+        writer.write(b">3\r\n$10\r\nssubscribe\r\n$3\r\nnew\r\n:1\r\n")
+        await reader.read(1000)
+        writer.close()
+
+    pushes: list[list[Any]] = []
+    confirmed = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        wire = await Wire.connect(address, name="x", timeout=5, pushed=lambda push: pushes.append(list(push)))
+        wire.subscribe("SSUBSCRIBE", ["new"], lambda reply, error: confirmed.set())
+        await asyncio.wait_for(confirmed.wait(), WITHIN)
+        assert pushes == [[b"sunsubscribe", b"old", 0]]
+        wire.abort()
+
+
+async def test_batches_are_carried_out_in_their_order_whatever_fails(own_valkey: Engine) -> None:
+    """The first meets an engine without the script, the second one that has it again."""
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, _):
+        await broker.publish("a", publication("0"), KEEPS)
+        own_valkey.call("SCRIPT", "FLUSH", "SYNC")
+        proxy.stall("down")
+        first = asyncio.ensure_future(broker.publish("a", publication("first"), KEEPS))
+        calls = "cmdstat_evalsha"
+        tried = own_valkey.info("commandstats").get(calls, "")
+        await until(lambda: own_valkey.info("commandstats").get(calls, "") != tried, "the first has failed")
+        own_valkey.call("SCRIPT", "LOAD", PUBLISH.text)
+        second = asyncio.ensure_future(broker.publish("a", publication("second"), KEEPS))
+        tried = own_valkey.info("commandstats").get(calls, "")
+        await until(
+            lambda: own_valkey.info("commandstats").get(calls, "") != tried, "the second was carried out or not"
+        )
+        proxy.heal()
+        positions = await asyncio.wait_for(asyncio.gather(first, second), WITHIN)
+        assert [position.offset for position in positions] == [2, 3]
+
+
+async def test_who_fails_when_told_does_not_keep_the_others_waiting(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, heard):
+        await broker.subscribe("a")
+
+        def fails(position: Position | None, error: Exception | None) -> None:
+            raise ValueError("a fault of whoever asked")
+
+        broker.submit("a", publication("0"), KEEPS, fails)
+        positions = await asyncio.wait_for(
+            asyncio.gather(*(broker.publish("a", publication(str(n)), KEEPS) for n in range(3))), WITHIN
+        )
+        assert [position.offset for position in positions] == [2, 3, 4]
+        assert broker.stats.breaks == 0
+        partition = broker.keys.partition_of("a")
+        own_valkey.call("PUBLISH", partition.key("c", "a"), "of somebody else")
+        own_valkey.call("PUBLISH", partition.key("c", "a"), "life.gen x\n\x91")
+        await broker.publish("a", publication("after"), KEEPS)
+        await until(lambda: len(heard.payloads) == 5, "it goes on")
+        assert broker.stats.breaks == 0, "a foreign message cut the connection"

@@ -184,7 +184,7 @@ class Outbound:
         return batch
 
     def _describe(self, batch: _Batch) -> None:
-        """The keys and arguments of publish.lua, but for the first five."""
+        """The keys and arguments of publish.lua, but for the first six."""
         keys, args = batch.keys, batch.args
         base = f"{self._node[:8]}{batch.number:x}"  # a node's id is new at every start, so no epoch comes twice
         for group in batch.groups:
@@ -228,7 +228,8 @@ class Outbound:
         batch.error = None
         batch.sent = self._loop.time()
         keys = (self._partition.key("f"), self._partition.key("w", self._node), *batch.keys)
-        head = (fence[0], fence[1], batch.number, int(self._time()), self.shard.publish_verb)
+        # what is under way before it must be carried out before it; else it is refused (EARLY)
+        head = (fence[0], fence[1], batch.number, int(self._time()), self.shard.publish_verb, self._under_way[0].number)
         command = ("EVALSHA", PUBLISH.sha, len(keys), *keys, *head, *batch.args)
         wire.send(command, lambda reply, error: self._answered(batch, reply, error))
 
@@ -252,7 +253,7 @@ class Outbound:
                 epoch = ""
             self.stats.published += len(group)
             for index, entry in enumerate(group):
-                entry.done(Position(epoch, offset + index if offset else 0), None)
+                _tell(entry, Position(epoch, offset + index if offset else 0), None)
         if self._queue:
             self._flush()
         self._repair()
@@ -263,7 +264,7 @@ class Outbound:
         if error.code in GONE:
             self.shard.drop()
             return
-        if error.code in ("FENCED", "NOSCRIPT") or error.code in MOVING:
+        if error.code in ("FENCED", "NOSCRIPT", "EARLY") or error.code in MOVING:
             # those behind it fail too, or are carried out: all are in before any is sent again, in their order
             batch.error = error
             self._repairing = True
@@ -323,7 +324,7 @@ class Outbound:
             entry = self._queue.popleft()
             self.bytes -= len(entry.body)
             self.stats.away += 1
-            entry.done(None, BrokerUnavailable("the engine does not answer in time"))
+            _tell(entry, None, BrokerUnavailable("the engine does not answer in time"))
         late = [batch for batch in self._under_way if batch.deadline <= now]
         for batch in late:
             self._under_way.remove(batch)
@@ -340,7 +341,7 @@ class Outbound:
             self._refuse(batch, NotKnown("the server stops"))
         self._under_way.clear()
         for entry in self._queue:
-            entry.done(None, refusal)
+            _tell(entry, None, refusal)
         self._queue.clear()
         self.bytes = 0
 
@@ -348,7 +349,14 @@ class Outbound:
     def _refuse(batch: _Batch, error: Exception) -> None:
         for group in batch.groups:
             for entry in group:
-                entry.done(None, error)
+                _tell(entry, None, error)
+
+
+def _tell(entry: Entry, position: Position | None, error: Exception | None) -> None:
+    try:
+        entry.done(position, error)
+    except Exception:  # the others of its batch wait, too
+        log.exception("telling what became of a publication failed", extra={"channel": entry.channel})
 
 
 def stored(publication: Any) -> bytes:

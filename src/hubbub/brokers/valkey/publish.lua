@@ -1,6 +1,7 @@
 -- Publish a batch: numbers, history and fan-out of all its publications as one act.
 -- KEYS: fence, writer, then per group: meta and history where it has history, and the idempotency key where it has one.
--- ARGV: fence as the node knows it, token, batch number, unix seconds, PUBLISH or SPUBLISH; then per group:
+-- ARGV: fence as the node knows it, token, batch number, unix seconds, PUBLISH or SPUBLISH, number of the oldest batch that the
+--   node has no answer to; then per group:
 --   pub/sub channel, flags (h: has history, o: an idempotency key follows among the keys, v: a version, r: they have their
 --   offsets from elsewhere), count, [r: the node that has told its own subscribers of them]
 --   [h: base for a new meta, size, ttl (ms), bytes, seconds for which the meta is kept] [o: its seconds] [v: the version],
@@ -15,9 +16,12 @@ local done = redis.call('HGET', KEYS[2], ARGV[3])
 if done then
   return done -- the connection broke before its answer came
 end
+if ARGV[3] - ARGV[6] > 0 and redis.call('HEXISTS', KEYS[2], ARGV[3] - 1) == 0 then
+  return redis.error_reply('EARLY the batch before it has not been carried out')
+end
 local token, now, send = ARGV[2], tonumber(ARGV[4]), ARGV[5]
 local results = {}
-local key, arg, last = 3, 6, #ARGV
+local key, arg, last = 3, 7, #ARGV
 
 local function header(count)
   if count < 16 then

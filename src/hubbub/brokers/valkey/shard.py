@@ -360,7 +360,10 @@ class Shard:
         if len(push) == 3 and push[0] in (b"message", b"smessage"):
             listener = self._listeners.get(push[1])
             if listener is not None:
-                listener(push[2])
+                try:
+                    listener(push[2])
+                except Exception:  # of another release, say, or of somebody else
+                    log.exception("what came on %r cannot be taken", push[1])
         elif push[0] == b"sunsubscribe":
             self.drop()  # its slot moves to another shard
 

@@ -170,8 +170,11 @@ class Topology:
         if self._looking is None and (not self._map or loop.time() - self._looked >= REFRESH):
             self._looking = loop.create_task(self._read_map())
         if self._looking is not None:
-            await asyncio.wait([self._looking])
+            looking = self._looking
+            await asyncio.wait([looking])
             self._looking = None
+            if not looking.cancelled() and (error := looking.exception()) is not None:
+                log.error("the Cluster's map cannot be read", exc_info=error)
         if not self._map:
             raise WireError("no server of the Cluster says who has what", "CLUSTERDOWN")
 
@@ -189,7 +192,7 @@ class Topology:
                 log.warning("a server of the Cluster does not say who has what: %s: %s", seed, error or "no answer")
                 continue
             read = [
-                (int(low), int(high), seed.at(primary[0].decode() or seed.host, int(primary[1])))
+                (int(low), int(high), seed.at((primary[0] or b"").decode() or seed.host, int(primary[1])))
                 for low, high, primary, *_ in slots
             ]
             if sum(high - low + 1 for low, high, _ in read) == SLOTS:

@@ -7,6 +7,7 @@ handed over in the same turn of the loop, and a batch of publications is packed 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, cast
@@ -15,6 +16,8 @@ import hiredis
 
 from hubbub.brokers.valkey.address import Address
 from hubbub.errors import HubbubError
+
+log = logging.getLogger("hubbub")
 
 Answered: TypeAlias = Callable[[Any, "WireError | None"], None]
 """Called once for each command: its reply, or why there is none."""
@@ -33,12 +36,16 @@ class WireError(HubbubError):
 
 
 class _Confirm:
-    """A (un)subscription on its way: pushes confirm it, one for each channel; only a refusal comes as a reply."""
+    """A (un)subscription on its way: pushes confirm it, one for each channel; only a refusal comes as a reply.
 
-    __slots__ = ("answered", "left")
+    :ivar left: the channels that are not confirmed yet.
+    """
 
-    def __init__(self, left: int, answered: Answered) -> None:
-        self.left = left
+    __slots__ = ("answered", "left", "verb")
+
+    def __init__(self, verb: str, channels: list[str], answered: Answered) -> None:
+        self.verb = verb.lower().encode()
+        self.left = {channel.encode() for channel in channels}
         self.answered = answered
 
 
@@ -130,7 +137,7 @@ class Wire(asyncio.Protocol):
         if self.closed or self._transport is None or self._transport.is_closing():
             answered(None, WireError(CLOSED))
             return
-        self._waiting.append(_Confirm(len(channels), answered))
+        self._waiting.append(_Confirm(verb, channels, answered))
         self._transport.write(hiredis.pack_command(cast(Any, (verb, *channels))))
 
     async def call(self, *args: Any) -> Any:
@@ -175,27 +182,33 @@ class Wire(asyncio.Protocol):
                         self._confirmed(reply)
                     elif self._pushed is not None:
                         self._pushed(reply)
+                elif not self._waiting:
+                    self._end(WireError("the engine answers what was not asked"))
+                    return
                 elif isinstance(reply, hiredis.ReplyError):
                     text = str(reply)
                     self._answer(None, WireError(text, text.partition(" ")[0]))
                 else:
                     self._answer(reply, None)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except hiredis.ProtocolError as error:
             self._end(WireError(f"the engine does not speak RESP3: {error}"))
 
     def _answer(self, reply: Any, error: WireError | None) -> None:
         answered = self._waiting.popleft()
         if isinstance(answered, _Confirm):
             answered = answered.answered
-        answered(reply, error)
+        try:
+            answered(reply, error)
+        except Exception:  # or the connection would end, and with it what everybody else waits for
+            log.exception("what was done with an answer of the engine failed")
 
     def _confirmed(self, push: list[Any]) -> None:
         # all replies to what was sent before it are in, so it is about the oldest command; or it is about none: the
         # engine takes the subscriptions of a slot away that moves to another shard
         oldest = self._waiting[0] if self._waiting else None
-        if isinstance(oldest, _Confirm):
-            oldest.left -= 1
-            if oldest.left <= 0:
+        if isinstance(oldest, _Confirm) and push[0] == oldest.verb and push[1] in oldest.left:
+            oldest.left.discard(push[1])
+            if not oldest.left:
                 self._answer(None, None)
         elif self._pushed is not None:
             self._pushed(push)
