@@ -208,6 +208,21 @@ def test_they_end_in_order_and_leave_nothing(tmp_path: Path) -> None:
         assert server.records("a worker died") == []
 
 
+def test_a_signal_before_they_serve(tmp_path: Path) -> None:
+    server = Workers(tmp_path)
+    try:
+        server.launch()
+        until(lambda: len(server.family()) == 4, "they were not started", WITHIN)
+        family = server.family()
+        server.signal(signal.SIGTERM)
+        assert server.ends() == 0
+        gone(family, 0.0)
+        assert "listens on" not in server.text
+        assert "Traceback" not in server.text
+    finally:
+        server.close()
+
+
 def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     with workers(tmp_path, close_timeout="300") as server, session(server, "alice", 0):
         family = server.family()
