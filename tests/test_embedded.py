@@ -98,7 +98,7 @@ async def test_it_answers_on_a_socket_for_its_user_alone_and_listens_nowhere_els
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert [each for each in psutil.Process(valkey.pid).net_connections() if each.status == "LISTEN"] == []
         process = psutil.Process(valkey.pid)
-    gone([process], 0.0)
+    gone([process], 5.0)
     assert not path.exists()
 
 

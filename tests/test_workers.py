@@ -201,7 +201,7 @@ def test_they_end_in_order_and_leave_nothing(tmp_path: Path) -> None:
             client.hear("reconnect")
             assert client.until_closed() == 1012
         assert server.ends() == 0
-        gone(family, 0.0)
+        gone(family, 5.0)
         assert not path.exists()
         assert not listens(server.port)
         assert "Traceback" not in server.text
@@ -216,7 +216,7 @@ def test_a_signal_before_they_serve(tmp_path: Path) -> None:
         family = server.family()
         server.signal(signal.SIGTERM)
         assert server.ends() == 0
-        gone(family, 0.0)
+        gone(family, 5.0)
         assert "listens on" not in server.text
         assert "Traceback" not in server.text
     finally:
@@ -352,7 +352,7 @@ def test_a_worker_that_dies_again_and_again_ends_it_all(tmp_path: Path) -> None:
                 server.until_said("a worker serves in its place", death)
         assert server.ends() == 3
         assert f"hubbub: worker 1 died {DEATHS} times in a row" in server.text
-        gone(family, 0.0)
+        gone(family, 5.0)
 
 
 def test_the_pauses_between_deaths_grow_until_it_is_given_up() -> None:
