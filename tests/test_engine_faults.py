@@ -196,6 +196,23 @@ async def test_subscriptions_are_cut(tmp_path: Path, own_valkey: Engine) -> None
         await there.judge()
 
 
+async def test_the_last_word_comes_though_nothing_follows_it(tmp_path: Path, own_valkey: Engine) -> None:
+    """What was missed is had when the node hears again, and not only when the next publication shows the hole."""
+    async with scene(tmp_path, own_valkey, stays=True) as there:
+        deaf, other = there.nodes
+        async with deaf.client("alice") as alice, other.client("bob") as bob:
+            await alice.ask("subscribe", channel="fault:quiet")
+            await bob.ask("publish", channel="fault:quiet", data="first")
+            await alice.expect("publication", data="first")
+            for cut in (there.ways[0].reset, lambda: own_valkey.call("CLIENT", "KILL", "TYPE", "pubsub")):
+                there.ways[0].stall()
+                await bob.ask("publish", channel="fault:quiet", data="last word")
+                cut()
+                there.ways[0].heal()
+                await alice.expect("publication", data="last word")
+        await there.judge()
+
+
 async def test_slow(tmp_path: Path, own_valkey: Engine) -> None:
     async with scene(tmp_path, own_valkey, stays=True) as there:
         for way in there.ways:
