@@ -224,7 +224,7 @@ class Chat:
     async def _publish_ephemeral(self, channel: str, publication: Publication) -> None:
         try:
             await self.hub.broker.publish(channel, publication, EPHEMERAL)
-        except BrokerUnavailable:
+        except (BrokerUnavailable, ClientError):
             self.hub.deliver(channel, publication)  # it is fleeting: at least who is here hears it
 
     def _remove(self, outcome: Outcome[Any]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from hubbub.channel import Channel
 from hubbub.commands import who_is_here
-from hubbub.errors import BrokerUnavailable
+from hubbub.errors import BrokerUnavailable, ClientError
 from hubbub.features.chat import tells
 from hubbub.features.chat.access import RoomRow
 from hubbub.features.chat.tx import message_head
@@ -277,7 +277,7 @@ class Live:
 
 
 async def _publish(hub: Hub, channel: str, publication: Publication) -> None:
-    with suppress(BrokerUnavailable):  # it is fleeting
+    with suppress(BrokerUnavailable, ClientError):  # it is fleeting
         await hub.broker.publish(channel, publication, EPHEMERAL)
 
 

@@ -213,15 +213,20 @@ class Nodes:
         if channel is None or (heard and number <= here(channel)):
             return
         stay = False
-        for session in self._hub.users.get(user_id, ()):
+        for session in self._within(channel, user_id):
             if self._ahead.get((room_id, session), 0) >= number:
                 stay = True
             else:
                 self._out(room_id, session, reason)
         room = self._live.rooms.get(room_id)
-        if room is not None and not stay:
+        if room is not None and not stay and (room_id, user_id) not in self._entering:
             self._live.unmark(room, user_id)
             room.floors.pop(user_id, None)
+
+    def _within(self, channel: Channel, user_id: str) -> list[Session]:
+        """The sessions of a user that are in a channel; who is just coming in is judged by :meth:`OnTheWay.out`."""
+        sessions = self._hub.users.get(user_id, ())
+        return [each for each in sessions if each.link in channel.lanes.get(each.link.lane, ())]
 
     def _out(self, room_id: str, session: Session, reason: str) -> None:
         self._ahead.pop((room_id, session), None)
@@ -256,7 +261,7 @@ class Nodes:
         if channel is None:
             return []
         if user_id is not None:
-            return [(session, room_id) for session in self._hub.users.get(user_id, ()) if name in session.channels]
+            return [(session, room_id) for session in self._within(channel, user_id)]
         return [(link.session, room_id) for link in channel.links() if link.session is not None]
 
     async def _check_all(self, pairs: Sequence[tuple[Session, str]]) -> None:
