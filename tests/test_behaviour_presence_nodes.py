@@ -142,6 +142,8 @@ async def test_a_question_about_a_channel_that_this_node_does_not_hear() -> None
         assert (told_too["count"], told_too["users"]) == (1, answer["users"])
         assert "news" not in two.hub.channels
         them.engine.cut(two.hubbub)
+        assert (await bob.ask("presence", channel="news"))["count"] == 1, "an answer is good for a moment"
+        two.hub.comings.others._rosters.forget()  # the moment is over
         assert (await bob.ask("presence", channel="news"))["count"] == 0, "as far as is known here"
 
 

@@ -31,6 +31,9 @@ class Inlet:
     def lost(self, channel: str | None) -> None:
         raise AssertionError("this broker loses nothing")
 
+    def renewed(self, channel: str, position: Position) -> None:
+        raise AssertionError("this broker has one epoch")
+
 
 async def started(**settings: Any) -> tuple[MemoryBroker, Inlet, HandClock]:
     clock, inlet = HandClock(), Inlet()

@@ -599,6 +599,9 @@ class Taker:
     def lost(self, channel: str | None) -> None:
         self.told.append(channel)
 
+    def renewed(self, channel: str, position: Any) -> None:
+        raise AssertionError("it has one epoch")
+
 
 @pytest.mark.anyio
 async def test_faults_one_by_one() -> None:

@@ -38,12 +38,16 @@ class Heard:
     def __init__(self) -> None:
         self.payloads: list[tuple[str, bytes]] = []
         self.losses: list[str | None] = []
+        self.renewals: list[tuple[str, Position]] = []
 
     def deliver(self, channel: str, publication: Publication) -> None:
         self.payloads.append((channel, publication.payload))
 
     def lost(self, channel: str | None) -> None:
         self.losses.append(channel)
+
+    def renewed(self, channel: str, position: Position) -> None:
+        self.renewals.append((channel, position))
 
 
 @asynccontextmanager
@@ -496,3 +500,52 @@ async def test_who_fails_when_told_does_not_keep_the_others_waiting(own_valkey: 
         await broker.publish("a", publication("after"), KEEPS)
         await until(lambda: len(heard.payloads) == 5, "it goes on")
         assert broker.stats.breaks == 0, "a foreign message cut the connection"
+
+
+async def test_names_that_are_only_asked_for_do_not_stay(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (broker, heard):
+        for name in ("asked", "told"):
+            await broker.subscribe(name)
+            assert (await broker.recover(name, None, 0, KEEPS)).position.offset == 0
+        await broker.publish("told", publication("1"), KEEPS)
+        key = broker.keys.partition_of("asked").key
+        assert 0 < own_valkey.call("TTL", key("m", "asked")) <= 3600
+        assert own_valkey.call("TTL", key("m", "told")) > 80_000
+        # once it is forgotten, the first publication tells nobody of a gap: this node would have heard another one
+        own_valkey.call("DEL", key("m", "asked"))
+        position = await broker.publish("asked", publication("first"), KEEPS)
+        await until(lambda: len(heard.payloads) == 2, "both are heard")
+        assert heard.renewals == [("asked", Position(position.epoch, 0))]
+        assert heard.losses == []
+
+
+async def test_a_connection_for_reading_that_is_dead_alone_is_noticed(own_valkey: Engine) -> None:
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(own_valkey.unix_url) as (broker, _):
+        shard = broker.shards[0]
+        assert shard.reads is not None
+        shard.reads.abort = lambda: None  # type: ignore[method-assign]
+        silent = await Wire.connect(Address("127.0.0.1", proxy.port), name="silent", timeout=5)
+        shard.reads, other = silent, shard.reads
+        proxy.stall()
+        await until(lambda: broker.stats.breaks == 1, "it is given up")
+        await until(lambda: broker.healthy, "and made again")
+        silent.abort()
+        Wire.abort(other)
+
+
+async def test_what_is_only_handed_on_needs_no_memory_of_the_engine(own_valkey: Engine) -> None:
+    async with node(own_valkey.unix_url) as (one, _), node(own_valkey.unix_url) as (two, heard):
+        await two.subscribe("room:a")
+        own_valkey.call("CONFIG", "SET", "maxmemory", "1")
+        await one.relay("room:a", [Publication(b"{}", b"", offset=7)])
+        await until(lambda: len(heard.payloads) == 1, "it is handed on")
+        own_valkey.call("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.parametrize("url", ["redis://:Zm9v/YmFyc2VjcmV0@cache:6379/0", "redis://:Zm9v#YmFyc2VjcmV0@cache:6379/0"])
+def test_no_part_of_a_password_is_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        target_of(url)
+    assert "YmFyc2VjcmV0" not in str(refused.value)
+    assert "Zm9v" not in str(refused.value)
+    assert "YmFyc2VjcmV0" not in repr(settings_for(valkey_url=url))

@@ -170,6 +170,20 @@ class OrderedInlet:
                 order.doubt()
                 self._settle(line, order)
 
+    def renewed(self, channel: str, position: Position) -> None:
+        """The same place under another epoch."""
+        line: Line | None = self.hub.channels.get(channel)
+        if channel.startswith(PERSONAL):
+            line = self.lines.get(channel[len(PERSONAL) :])
+        if line is None:
+            return
+        if line.order is not None or line.next != position.offset + 1:
+            self.lost(channel)
+            return
+        line.epoch = position.epoch
+        self._events["renewed"] += 1
+        self.hub.tell(channel, position_of(channel, position))
+
     # -- who subscribes
 
     def begin(self, line: Line) -> None:

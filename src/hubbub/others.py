@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hubbub.channel import Channel
 from hubbub.errors import BrokerUnavailable
+from hubbub.lately import Lately
 from hubbub.ports import LEASE, Here, Peers
 from hubbub.presence import Elsewhere, Roster
 
@@ -23,6 +24,10 @@ SLICE: Final = 4096
 """Users that are looked at in one turn where a whole channel, or everything, is."""
 AT_ONCE: Final = 32
 """Channels that are asked about at the same time: after the engine was away, all of them are."""
+
+
+MOMENT: Final = 1.0
+"""Seconds for which an answer about a channel that this node does not hear of is good."""
 
 
 class Note(Protocol):
@@ -50,6 +55,9 @@ class Others:
         self._fading: set[tuple[Channel, str]] = set()
         self._believe = 0.0  # monotonic: until then, who is not said to be there may be
         self._askers = 0
+        # one client may ask for a thousand rooms, twenty times a second
+        self._counts = Lately(self._count, MOMENT)
+        self._rosters = Lately(self._ask_rosters, MOMENT, 100)
 
     @property
     def peers(self) -> Peers | None:
@@ -62,6 +70,8 @@ class Others:
         self._doubtful.clear()
         self._fading.clear()
         self._known.clear()
+        self._counts.forget()
+        self._rosters.forget()
         self._believe = 0.0
 
     # -- asking
@@ -89,15 +99,25 @@ class Others:
         if self.peers is None or not self._hub.options_for(name).presence:
             return None
         try:
-            nodes = await self._read(self.peers, name)
+            roster = (await self._rosters.of([name])).get(name)
         except BrokerUnavailable:
-            nodes = {}
+            roster = None
         channel = self._hub.channels.get(name)
         if channel is not None and channel.roster is not None and channel.roster.whole:
             return channel.roster
-        roster = Roster()
-        roster.settle(nodes)
-        return roster
+        return roster if roster is not None else Roster()
+
+    async def _ask_rosters(self, names: Sequence[str]) -> dict[str, Roster]:
+        assert self.peers is not None
+        rosters: dict[str, Roster] = {}
+        for name in names:
+            rosters[name] = Roster()
+            rosters[name].settle(await self._read(self.peers, name))
+        return rosters
+
+    async def _count(self, names: Sequence[str]) -> dict[str, int]:
+        assert self.peers is not None
+        return await self.peers.counts(names)
 
     async def counts(self, names: Sequence[str]) -> dict[str, int]:
         """How many users are in each channel on all nodes. With the engine away: as far as this node knows."""
@@ -112,7 +132,7 @@ class Others:
                 unknown.append(name)
         if self.peers is not None and unknown:
             with suppress(BrokerUnavailable):
-                counts.update(await self.peers.counts(unknown))
+                counts.update(await self._counts.of(unknown))
         return counts
 
     async def _ask(self, channel: Channel) -> None:

@@ -279,6 +279,10 @@ class Inlet(Protocol):
         """
         ...
 
+    def renewed(self, channel: str, position: Position) -> None:
+        """Positions of a channel are of another epoch from this one on, and nothing was missed up to it."""
+        ...
+
 
 class Past(Protocol):
     """Where the past of a channel is read. A broker is one; a feature may have another for its channels: the store."""

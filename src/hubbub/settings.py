@@ -166,6 +166,7 @@ class Settings(BaseSettings):
     # -- many nodes
     valkey_url: str = Field(
         default="",
+        repr=False,
         description="The engine that nodes share (Valkey >= 8 or Redis >= 7): `valkey://[user:password@]host:6379/0` (or "
         "`redis://`), `valkeys://` (TLS), `unix:///path`, `valkey+sentinel://host:26379,host:26379/service`, "
         "`valkey+cluster://host:6379,host:6379`. Default: none, this process is alone.",
@@ -190,6 +191,7 @@ class Settings(BaseSettings):
     # -- the store
     database_url: str = Field(
         default="",
+        repr=False,
         description="Where rooms and messages are kept: `sqlite:///path`, `postgresql://…`, or `sqlite://` (in memory: "
         "they end with the process). Default: `hubbub.db` in the data directory.",
     )

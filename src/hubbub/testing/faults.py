@@ -150,6 +150,11 @@ class FaultyBroker:
         if self.connected and self._inlet is not None:
             self._inlet.lost(channel)
 
+    def renewed(self, channel: str, position: Position) -> None:
+        """What the inner broker says of itself."""
+        if self.connected and self._inlet is not None:
+            self._inlet.renewed(channel, position)
+
     def _hand_over(self, channel: str, publication: Publication) -> None:
         if self._inlet is not None and self.connected:
             self._inlet.deliver(channel, publication)

@@ -147,6 +147,9 @@ class Node:
     def lost(self, channel: str | None) -> None:
         """Nothing: a broker may say so at any time, and the suite looks into history itself."""
 
+    def renewed(self, channel: str, position: Position) -> None:
+        """Nothing, as above."""
+
     # -- what a test wants to know
 
     async def publish(self, channel: str, text: str, options: ChannelOptions, **how: Any) -> Position:

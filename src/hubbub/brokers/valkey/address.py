@@ -64,6 +64,12 @@ def target_of(url: str) -> Target:
     engine, _, kind = scheme.partition("+")
     if not separator or engine not in ("valkey", "valkeys", "redis", "rediss", "unix"):
         raise ConfigurationError(f"HUBBUB_VALKEY_URL: {scheme!r} is no scheme that is known here: use {FORMS}")
+    if "@" in rest.replace("@", "", 1) or (engine != "unix" and "@" in rest.partition("/")[2]):
+        # a part of the password may stand in any place now, so nothing of it is shown
+        raise ConfigurationError(
+            "HUBBUB_VALKEY_URL: the user or the password has characters that must be percent-encoded, as %2F for /, %23 for #, "
+            "%40 for @"
+        )
     plain = {"valkey": "redis", "valkeys": "rediss"}.get(engine, engine)
     try:
         if not kind:
@@ -75,7 +81,8 @@ def target_of(url: str) -> Target:
         if kind == "sentinel":
             return _sentinel(plain, rest)
     except (ValueError, OSError, TypeError) as error:
-        raise ConfigurationError(f"HUBBUB_VALKEY_URL makes no sense ({error}): use {FORMS}") from None
+        why = "" if "@" in rest else f" ({error})"  # with a password in it, nothing of it is shown
+        raise ConfigurationError(f"HUBBUB_VALKEY_URL makes no sense{why}: use {FORMS}") from None
     raise ConfigurationError(f"HUBBUB_VALKEY_URL: {kind!r} is unknown: use {FORMS}")
 
 

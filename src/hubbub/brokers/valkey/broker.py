@@ -39,15 +39,17 @@ class _Line:
     """A channel that this node is subscribed to.
 
     :ivar epoch: of the positions that were told or heard last; b"" for none.
+    :ivar empty: nothing was ever published there, up to now: since its position was told, this node would have heard it.
     :ivar followed: it was asked who is there: from then on, what changes is wanted.
     """
 
-    __slots__ = ("broker", "epoch", "followed", "name")
+    __slots__ = ("broker", "empty", "epoch", "followed", "name")
 
     def __init__(self, broker: ValkeyBroker, name: str) -> None:
         self.broker = broker
         self.name = name
         self.epoch = b""
+        self.empty = False
         self.followed = False
 
     def __call__(self, payload: bytes) -> None:
@@ -180,6 +182,8 @@ class ValkeyBroker:
                 self._outbound[partition.index].again()
         if self._inlet is not None and self._started:
             self.stats.checked += len(self._lines)
+            for line in self._lines.values():
+                line.empty = False
             self._inlet.lost(None)
         for tell in self.on_up:
             tell(shard, changed)
@@ -291,9 +295,9 @@ class ValkeyBroker:
             for body in bodies[:-1]:
                 outbound.add(Entry(channel, body, RELAYED, _nobody, deadline))
             outbound.add(Entry(channel, bodies[-1], RELAYED, partial(_settle, future), deadline))
+            await future
         except ClientError as error:
             raise BrokerUnavailable(f"other nodes are not told: {error.message}") from None
-        await future
 
     # -- subscribing
 
@@ -341,8 +345,12 @@ class ValkeyBroker:
             return
         if epoch != line.epoch:
             known, line.epoch = line.epoch, epoch
-            if known:
+            if known and line.empty and number == b"1":
+                # nothing was ever published there, so the engine had forgotten it; this is the first
+                inlet.renewed(name, Position(epoch.decode(), 0))
+            elif known:
                 inlet.lost(name)
+        line.empty = False
         offset = int(number)
         for publication in publications:
             publication.offset = offset
@@ -357,8 +365,10 @@ class ValkeyBroker:
         reader = self._readers[self.keys.partition_of(channel).index]
         recovery = await reader.recover(channel, since, limit, options, self.clock.time())
         line = self._lines.get(channel)
-        if line is not None and not line.epoch:
-            line.epoch = recovery.position.epoch.encode()
+        if line is not None:
+            line.empty = not recovery.position.offset
+            if not line.epoch:
+                line.epoch = recovery.position.epoch.encode()
         return recovery
 
     async def history(

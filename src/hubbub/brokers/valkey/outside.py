@@ -7,6 +7,7 @@ import time
 from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.brokers.valkey.keys import Partition
 from hubbub.brokers.valkey.peers import ValkeyPeers
+from hubbub.messages import Position
 from hubbub.settings import Settings
 from hubbub.stream import Publication
 
@@ -66,3 +67,6 @@ class _Nobody:
 
     def lost(self, channel: str | None) -> None:
         """Nothing can be lost."""
+
+    def renewed(self, channel: str, position: Position) -> None:
+        """Nobody has a position."""

@@ -38,7 +38,7 @@ SLICE: Final = 4096
 """Users that are decoded in one turn."""
 REMEMBERED: Final = 10.0
 """Seconds after which nothing can be under way any more that an answer had in it already."""
-EXACT: Final = 2000
+EXACT: Final = 256
 """Users up to which those of several nodes are counted once each."""
 AT_ONCE: Final = 64
 GOODBYE: Final = 2.0

@@ -21,6 +21,7 @@ if ARGV[3] - ARGV[6] > 0 and redis.call('HEXISTS', KEYS[2], ARGV[3] - 1) == 0 th
 end
 local token, now, send = ARGV[2], tonumber(ARGV[4]), ARGV[5]
 local results = {}
+local kept = false
 local key, arg, last = 3, 7, #ARGV
 
 local function header(count)
@@ -68,6 +69,7 @@ while arg <= last do
     local text = table.concat(ARGV, '', first, arg - 1)
     local body = header(count) .. text
     if meta then
+      kept = true
       local epoch = meta.base .. '.' .. token
       local offset = meta.offset + 1
       local length = redis.call('RPUSH', history, unpack(ARGV, first, arg - 1))
@@ -120,7 +122,11 @@ while arg <= last do
   end
 end
 local answer = table.concat(results, ';')
-redis.call('HSET', KEYS[2], ARGV[3], answer)
+if kept then
+  redis.call('HSET', KEYS[2], ARGV[3], answer)
+else
+  redis.pcall('HSET', KEYS[2], ARGV[3], answer) -- what is only handed on does not depend on the engine's memory
+end
 redis.call('HDEL', KEYS[2], ARGV[3] - 32)
 redis.call('EXPIRE', KEYS[2], 600)
 return answer

@@ -9,8 +9,14 @@ if fence ~= ARGV[1] then
 end
 local token = ARGV[2]
 local meta = meta_read(KEYS[2], KEYS[3], token, ARGV[3])
+local keep = tonumber(ARGV[4])
+if meta.offset == 0 then
+  keep = math.min(keep, 3600) -- nothing was ever published: or any name that is asked for would stay a day
+end
 if meta.renewed then
-  redis.call('SET', KEYS[2], meta_text(meta, token), 'EX', ARGV[4])
+  redis.call('SET', KEYS[2], meta_text(meta, token), 'EX', keep)
+elseif meta.offset == 0 then
+  redis.call('EXPIRE', KEYS[2], keep)
 end
 local length = redis.call('LLEN', KEYS[3])
 local oldest = meta.offset - length + 1

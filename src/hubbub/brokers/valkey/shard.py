@@ -99,6 +99,7 @@ class Shard:
         self._loop = asyncio.get_running_loop()
         self.down_since = self._loop.time()
         self._heard = 0.0
+        self._read = 0.0
         self._probed = 0.0
         self._identity = ""
         self._ended: asyncio.Event = asyncio.Event()
@@ -138,7 +139,7 @@ class Shard:
     @property
     def healthy(self) -> bool:
         """Whether it answers, and this node hears what is published there."""
-        return self.up and self._loop.time() - self._heard < DEAF + PROBE
+        return self.up and self._loop.time() - min(self._heard, self._read) < DEAF + PROBE
 
     def drop(self) -> None:
         """End the connections; they are made again."""
@@ -216,7 +217,7 @@ class Shard:
             self.stats.fences += 1
             log.warning("the engine is another one than before, or was restarted")
         self.stats.connects += 1
-        self._heard = self._loop.time()
+        self._heard = self._read = self._loop.time()
         self.up = True
         self._came.set()
         for tell in list(self.on_up):
@@ -420,15 +421,20 @@ class Shard:
         """Twice a second."""
         now = self._loop.time()
         self._timer = self._loop.call_at(now + PROBE / 2, self._tick)
-        if self.up and self.main is not None:
-            if now - self._heard > DEAF:
+        if self.up and self.main is not None and self.reads is not None:
+            if now - min(self._heard, self._read) > DEAF:
                 log.error("the engine is not heard any more: connecting again")
                 self.drop()
             elif now - self._probed >= PROBE and self._probed <= self._heard:
                 self._probed = now
                 self.main.send((self.publish_verb, self._probe_channel(), b"?"), self._probe_answered)
+                self.reads.send(("PING",), self._read_answered)
         for sweep in self.on_sweep:
             sweep(now)
+
+    def _read_answered(self, reply: Any, error: WireError | None) -> None:
+        if error is None:
+            self._read = self._loop.time()
 
     def _probe_answered(self, reply: Any, error: WireError | None) -> None:
         if error is not None and error.code in GONE:

@@ -1,0 +1,73 @@
+"""Answers that are good for a moment: many who ask for the same cost as much as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Lately(Generic[T]):
+    """Remembers what was asked of names for some seconds, and asks once for all who ask meanwhile.
+
+    :param ask: asks for some names; those that it does not answer are not remembered. What it raises, all get who wait.
+    :param seconds: for which an answer is good.
+    :param size: answers that are remembered; beyond, all are forgotten.
+    """
+
+    def __init__(
+        self, ask: Callable[[Sequence[str]], Awaitable[dict[str, T]]], seconds: float, size: int = 10_000
+    ) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._size = size
+        self._known: dict[str, tuple[float, T]] = {}
+        self._asked: dict[str, asyncio.Future[None]] = {}
+
+    async def of(self, names: Iterable[str]) -> dict[str, T]:
+        """The answers about some names."""
+        now = asyncio.get_running_loop().time()
+        found: dict[str, T] = {}
+        waited: dict[asyncio.Future[None], list[str]] = {}
+        new: list[str] = []
+        for name in names:
+            known = self._known.get(name)
+            asked = self._asked.get(name)
+            if known is not None and now - known[0] < self._seconds:
+                found[name] = known[1]
+            elif asked is not None:
+                waited.setdefault(asked, []).append(name)
+            else:
+                new.append(name)
+        if new:
+            found.update(await self._ask_for(new))
+        for future, others in waited.items():
+            await asyncio.shield(future)
+            found.update({name: self._known[name][1] for name in others if name in self._known})
+        return found
+
+    async def _ask_for(self, names: list[str]) -> dict[str, T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._asked.update(dict.fromkeys(names, future))
+        try:
+            answers = await self._ask(names)
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, Exception) else RuntimeError("nobody asks any more"))
+            future.exception()  # whether somebody waits for it or not
+            raise
+        finally:
+            for name in names:
+                self._asked.pop(name, None)
+        if len(self._known) + len(answers) > self._size:
+            self._known.clear()
+        now = loop.time()
+        self._known.update({name: (now, answer) for name, answer in answers.items()})
+        future.set_result(None)
+        return answers
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self._known.clear()
