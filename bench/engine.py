@@ -29,7 +29,7 @@ import psutil
 
 from bench.servers import CACHE, Failed, Missing, placed
 from hubbub.brokers.valkey.keys import Keys, Partition
-from hubbub.brokers.valkey.outbound import Entry, Outbound, stored
+from hubbub.brokers.valkey.outbound import Entry, Outbound, Room, stored
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH
 from hubbub.commands import publication_of
 from hubbub.metrics import EngineStats
@@ -216,8 +216,7 @@ class Batches:
                 partition,
                 "benchbenchbe",
                 time.time,
-                limit=1 << 20,
-                limit_bytes=1 << 30,
+                Room(1 << 20, 1 << 30),
                 history_bytes=1 << 20,
             )
             outbound._number = self.NUMBERS - 1  # reached into, so that the broker itself makes what is measured

@@ -549,3 +549,33 @@ def test_no_part_of_a_password_is_shown(url: str) -> None:
     assert "YmFyc2VjcmV0" not in str(refused.value)
     assert "Zm9v" not in str(refused.value)
     assert "YmFyc2VjcmV0" not in repr(settings_for(valkey_url=url))
+
+
+async def test_a_subscription_that_the_engine_refuses_is_told_and_made_with_the_next_connection(
+    own_valkey: Engine,
+) -> None:
+    own_valkey.call("ACL", "SETUSER", "hub", "on", ">pw", "~*", "+@all", "resetchannels", "&hubbub:*")
+    async with node(f"unix://hub:pw@{own_valkey.socket}") as (broker, heard):
+        await broker.subscribe("before")
+        own_valkey.call("ACL", "SETUSER", "hub", "+@all", "-subscribe")
+        with pytest.raises(BrokerUnavailable, match="refuses a subscription"):
+            await broker.subscribe("a")
+        assert not broker.healthy, "a node that cannot hear must say so"
+        own_valkey.call("ACL", "SETUSER", "hub", "+subscribe")
+        await until(lambda: broker.healthy, "it connects again by itself")
+        await broker.publish("a", publication("1"), KEEPS)
+        await until(lambda: bool(heard.payloads), "and has what was wanted")
+
+
+async def test_what_waits_has_one_bound_in_a_cluster() -> None:
+    broker = ValkeyBroker(settings_for(valkey_url="valkey+cluster://127.0.0.1:1", valkey_queue=64), SystemClock())
+    await broker.start(Heard())
+    broker._topology.shards[0].down_since = float("inf")  # type: ignore[union-attr]  # not away for long yet
+    try:
+        refused: list[Exception | None] = []
+        for number in range(1000):
+            broker.submit(f"c{number}", publication("x"), KEEPS, lambda position, error: refused.append(error))
+        assert len(refused) == 1000 - 64
+        assert all(isinstance(error, ClientError) and error.code == "busy" for error in refused)
+    finally:
+        await broker.stop()

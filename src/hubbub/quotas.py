@@ -25,7 +25,7 @@ RETRY: Final = 2.0
 """Seconds between two questions while it does not answer."""
 SILENCE: Final = 60.0
 """Seconds in which the log has this once."""
-BUYERS: Final = 4
+BUYERS: Final = 64
 """Purchases that may be under way at once."""
 
 
@@ -62,7 +62,7 @@ class Quotas:
         self.bought = self.denied = self.failed = 0
         self._counters: Counters | None = None
         self._shares: dict[str, Share] = {}
-        self._queue: deque[tuple[str, str]] = deque()
+        self._queue: deque[tuple[str, str, float]] = deque()
         self._buyers = 0
         self._nodes = 1
         self._retry_at = self._silent_until = 0.0
@@ -86,7 +86,7 @@ class Quotas:
 
     def _wants(self, kind: str) -> Callable[[str], None]:
         def want(key: str) -> None:
-            self._queue.append((kind, key))
+            self._queue.append((kind, key, self._hub.clock.monotonic()))
             if self._buyers < BUYERS:
                 self._buyers += 1
                 self._hub.background(self._work())
@@ -124,8 +124,12 @@ class Quotas:
     async def _work(self) -> None:
         try:
             while self._queue:
-                kind, key = self._queue.popleft()
-                await self._buy(kind, key, self._shares[kind])
+                kind, key, since = self._queue.popleft()
+                share = self._shares[kind]
+                if self._hub.clock.monotonic() - since > DEADLINE:
+                    share.unanswered(key)  # the engine is slow: that is no fault of the user's
+                else:
+                    await self._buy(kind, key, share)
         finally:
             self._buyers -= 1
 
@@ -142,6 +146,10 @@ class Quotas:
         except asyncio.CancelledError:
             share.unanswered(key)
             raise
+        except Exception as error:
+            share.unanswered(key)  # or it would be asked for no more
+            log.exception("a limit could not be shared")
+            self._away(error)
         else:
             self._answered()
 

@@ -126,9 +126,15 @@ def serve_alone(serving: Serving) -> int:
     logs.configure(settings.log_level, pretty=sys.stderr.isatty() or serving.dev)
     config = config_of(serving, settings)
     raise_file_limit()
-    # uvicorn raises the signal again once it has shut down; then there is nothing left to end
+    server = server_of(config, settings, lambda: None)
+
+    def leave(*_: object) -> None:
+        # uvicorn raises the signal again once it has shut down; then there is nothing left to end
+        if not server.started:
+            raise SystemExit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, leave)
     try:
         listener = config.bind_socket()
     except SystemExit:
@@ -138,7 +144,6 @@ def serve_alone(serving: Serving) -> int:
     limit_silence(listener, settings)
     listener.listen(config.backlog)  # whoever reads the next line may connect
     serving.announce(listener.getsockname()[1])
-    server = server_of(config, settings, lambda: None)
     server.run(sockets=[listener])
     return 0 if server.started else 3
 

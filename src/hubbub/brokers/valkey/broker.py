@@ -17,7 +17,7 @@ import msgspec
 
 from hubbub.brokers.valkey.address import target_of
 from hubbub.brokers.valkey.keys import Keys, Partition
-from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, NotKnown, Outbound, stored
+from hubbub.brokers.valkey.outbound import RELAYED, Done, Entry, NotKnown, Outbound, Room, stored
 from hubbub.brokers.valkey.past import Reader
 from hubbub.brokers.valkey.peers import ValkeyPeers
 from hubbub.brokers.valkey.shard import Shard, check_hopeless
@@ -87,6 +87,7 @@ class ValkeyBroker:
         self._readers: list[Reader] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._bases = 0
+        self._room = Room(settings.valkey_queue, settings.valkey_queue_bytes)
         self._started = False
         self._peers = ValkeyPeers(self)
 
@@ -130,6 +131,7 @@ class ValkeyBroker:
         topology.on_up.append(self._up)
         topology.on_sweep.append(self._sweep)
         await topology.start()
+        self._room = Room(settings.valkey_queue, settings.valkey_queue_bytes)
         for partition in self.keys.partitions:
             self._outbound.append(
                 Outbound(
@@ -137,8 +139,7 @@ class ValkeyBroker:
                     partition,
                     self.node,
                     self.clock.time,
-                    limit=settings.valkey_queue,
-                    limit_bytes=settings.valkey_queue_bytes,
+                    self._room,
                     history_bytes=settings.history_bytes,
                 )
             )
@@ -192,7 +193,7 @@ class ValkeyBroker:
         for outbound in self._outbound:
             outbound.sweep(now)
         self.stats.waiting = sum(map(len, self._outbound))
-        self.stats.waiting_bytes = sum(outbound.bytes for outbound in self._outbound)
+        self.stats.waiting_bytes = self._room.bytes
         self.stats.subscriptions = len(self._lines)
 
     def sweep(self, now: float) -> None:

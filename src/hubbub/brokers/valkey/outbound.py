@@ -77,6 +77,33 @@ class Entry:
         self.version = version
 
 
+class Room:
+    """How much may wait for the engine, over all partitions.
+
+    :ivar count, bytes: what waits now.
+    """
+
+    __slots__ = ("bytes", "count", "limit", "limit_bytes")
+
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self.limit = limit
+        self.limit_bytes = limit_bytes
+        self.count = self.bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Make one wait, if there is room for it."""
+        if self.count >= self.limit or self.bytes + size > self.limit_bytes:
+            return False
+        self.count += 1
+        self.bytes += size
+        return True
+
+    def give(self, count: int, size: int) -> None:
+        """Some do not wait any more."""
+        self.count -= count
+        self.bytes -= size
+
+
 class _Batch:
     __slots__ = ("args", "deadline", "error", "groups", "keys", "number", "sent")
 
@@ -104,17 +131,15 @@ class Outbound:
         partition: Partition,
         node: str,
         time: Callable[[], float],
+        room: Room,
         *,
-        limit: int,
-        limit_bytes: int,
         history_bytes: int,
     ) -> None:
         self._shard_of = shard_of
         self._partition = partition
         self._node = node
         self._time = time
-        self._limit = limit
-        self._limit_bytes = limit_bytes
+        self._room = room
         self._history_bytes = history_bytes
         self._names = lru_cache(maxsize=16_384)(self._names_of)
         self._loop = asyncio.get_running_loop()
@@ -124,7 +149,6 @@ class Outbound:
         self._mending: asyncio.Task[None] | None = None
         self._number = 0
         self._scheduled = False
-        self.bytes = 0
         self.stats = self.shard.stats
 
     @property
@@ -136,11 +160,10 @@ class Outbound:
 
         :raises ClientError: ``busy``: too many wait.
         """
-        if len(self._queue) >= self._limit or self.bytes + len(entry.body) > self._limit_bytes:
+        if not self._room.take(len(entry.body)):
             self.stats.full += 1
             raise ClientError(ErrorCode.BUSY, "too much waits for the engine", retry_after=1.0)
         self._queue.append(entry)
-        self.bytes += len(entry.body)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
@@ -178,7 +201,7 @@ class Outbound:
                 else:
                     last[entry.channel] = group
             group.append(entry)
-        self.bytes -= size
+        self._room.give(count, size)
         batch = _Batch(self._number, deadline, groups)
         self._describe(batch)
         return batch
@@ -322,7 +345,7 @@ class Outbound:
         """Give up what waited too long."""
         while self._queue and self._queue[0].deadline <= now:
             entry = self._queue.popleft()
-            self.bytes -= len(entry.body)
+            self._room.give(1, len(entry.body))
             self.stats.away += 1
             _tell(entry, None, BrokerUnavailable("the engine does not answer in time"))
         late = [batch for batch in self._under_way if batch.deadline <= now]
@@ -341,9 +364,9 @@ class Outbound:
             self._refuse(batch, NotKnown("the server stops"))
         self._under_way.clear()
         for entry in self._queue:
+            self._room.give(1, len(entry.body))
             _tell(entry, None, refusal)
         self._queue.clear()
-        self.bytes = 0
 
     @staticmethod
     def _refuse(batch: _Batch, error: Exception) -> None:

@@ -317,11 +317,15 @@ class Shard:
             waiting = [future for channel in part for future in news[channel]]
 
             def answered(reply: Any, error: WireError | None, waiting: list[asyncio.Future[None]] = waiting) -> None:
-                if error is not None and error.code:
-                    log.error("the engine refuses a subscription: %s", error)
+                refused = error is not None and error.code
+                if refused:
                     self._refused(error)
                 for future in waiting:
-                    if not future.done():
+                    if future.done():
+                        continue
+                    if refused:
+                        future.set_exception(BrokerUnavailable(f"the engine refuses a subscription: {error}"))
+                    else:
                         future.set_result(None)  # or the connection is lost: it is subscribed with the next one
 
             wire.subscribe(self._subscribe, part, answered)
@@ -335,27 +339,28 @@ class Shard:
             for start in range(0, len(together), AT_ONCE):
                 yield together[start : start + AT_ONCE]
 
-    def _refused(self, error: WireError) -> None:
-        if error.code in GONE:
-            self.drop()
+    def _refused(self, error: WireError | None) -> None:
+        """All that is wanted is subscribed to with the next connection, or this node would be deaf for some of it."""
+        log.error("the engine refuses a subscription, connecting again: %s", error)
+        self.drop()
 
     async def _resubscribe(self, wire: Wire) -> None:
         probe = self._probe_channel()
         self._listeners[probe.encode()] = self._probe_heard
-        wanted = [channel.decode() for channel in self._listeners]
-        confirmed: list[asyncio.Future[None]] = []
-        for part in self._parts(wanted):
-            done: asyncio.Future[None] = self._loop.create_future()
-            confirmed.append(done)
-            wire.subscribe(self._subscribe, part, partial(_settle, done))
-        async with asyncio.timeout(max(self._timeout, CONNECT) + len(wanted) / 20_000):
-            await asyncio.gather(*confirmed)
-        # what was wanted meanwhile, or not any more
-        before, now = set(wanted), {channel.decode() for channel in self._listeners}
-        for part in self._parts(now - before):
-            wire.subscribe(self._subscribe, part, lambda reply, error: None)
-        for part in self._parts(before - now):
-            wire.subscribe(self._unsubscribe, part, lambda reply, error: None)
+        have: set[str] = set()
+        while True:
+            wanted = {channel.decode() for channel in self._listeners}
+            if wanted == have:
+                return
+            confirmed: list[asyncio.Future[None]] = []
+            for verb, channels in ((self._subscribe, wanted - have), (self._unsubscribe, have - wanted)):
+                for part in self._parts(channels):
+                    done: asyncio.Future[None] = self._loop.create_future()
+                    confirmed.append(done)
+                    wire.subscribe(verb, part, partial(_settle, done))
+            async with asyncio.timeout(max(self._timeout, CONNECT) + len(wanted) / 20_000):
+                await asyncio.gather(*confirmed)
+            have = wanted  # more may have come meanwhile
 
     def _pushed(self, push: list[Any]) -> None:
         if len(push) == 3 and push[0] in (b"message", b"smessage"):
@@ -437,8 +442,10 @@ class Shard:
             self._read = self._loop.time()
 
     def _probe_answered(self, reply: Any, error: WireError | None) -> None:
-        if error is not None and error.code in GONE:
-            self.drop()
+        if error is not None and error.code:
+            self._probed = 0.0  # it was refused: the next one follows with the next tick
+            if error.code in GONE:
+                self.drop()
 
 
 def check_hopeless(shard: Shard) -> None:
