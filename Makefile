@@ -19,6 +19,7 @@ install: .venv/.dev ## only create .venv, with everything
 test: .venv/.dev ## all tests, with what they need (ARGS="-k name")
 	scripts/ensure-chromium
 	scripts/ensure-nginx
+	scripts/ensure-redis
 	scripts/run-tests $(ARGS)
 
 lint: .venv/.dev ## ruff, mypy --strict, pyright on the public API
