@@ -69,3 +69,16 @@ async def test_what_is_remembered_has_a_bound() -> None:
     for number in range(100):
         await lately.of([f"n{number}"])
     assert len(lately._known) <= 10
+
+
+async def test_who_asked_first_may_go_away() -> None:
+    source = Source()
+    lately = Lately(source.ask, 60.0)
+    first = asyncio.ensure_future(lately.of(["a"]))
+    await asyncio.sleep(0)
+    other = asyncio.ensure_future(lately.of(["a"]))
+    await asyncio.sleep(0)
+    first.cancel()
+    source.open.set()
+    assert await other == {"a": 1}
+    assert source.asked == [["a"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -579,3 +579,36 @@ async def test_what_waits_has_one_bound_in_a_cluster() -> None:
         assert all(isinstance(error, ClientError) and error.code == "busy" for error in refused)
     finally:
         await broker.stop()
+
+
+async def test_a_node_comes_up_while_people_come_and_go(own_valkey: Engine) -> None:
+    """What is wanted changes all the time, and each answer of the engine takes a while."""
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, heard):
+        for number in range(50):
+            await broker.subscribe(f"c{number}")
+        proxy.delay = 0.05
+        proxy.reset()
+        await until(lambda: not broker.healthy, "it is away")
+        turning = True
+
+        async def turn() -> None:
+            number = 0
+            while turning:
+                number += 1
+                with suppress(BrokerUnavailable, TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(broker.subscribe(f"new{number}")), 0.01)
+                await broker.unsubscribe(f"new{number - 5}")
+                await asyncio.sleep(0.005)
+
+        work = asyncio.ensure_future(turn())
+        try:
+            began = time.monotonic()
+            await until(lambda: broker.healthy, "it comes up")
+            assert time.monotonic() - began < 5
+        finally:
+            turning = False
+            await asyncio.wait([work])
+        proxy.delay = 0
+        await broker.subscribe("last")
+        await broker.publish("last", publication("x"), KEEPS)
+        await until(lambda: bool(heard.payloads), "and hears")

@@ -24,13 +24,13 @@ class Lately(Generic[T]):
         self._seconds = seconds
         self._size = size
         self._known: dict[str, tuple[float, T]] = {}
-        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._asked: dict[str, asyncio.Future[dict[str, T]]] = {}
 
     async def of(self, names: Iterable[str]) -> dict[str, T]:
         """The answers about some names."""
         now = asyncio.get_running_loop().time()
         found: dict[str, T] = {}
-        waited: dict[asyncio.Future[None], list[str]] = {}
+        waited: dict[asyncio.Future[dict[str, T]], list[str]] = {}
         new: list[str] = []
         for name in names:
             known = self._known.get(name)
@@ -42,30 +42,29 @@ class Lately(Generic[T]):
             else:
                 new.append(name)
         if new:
-            found.update(await self._ask_for(new))
-        for future, others in waited.items():
-            await asyncio.shield(future)
-            found.update({name: self._known[name][1] for name in others if name in self._known})
+            # a task of its own: who asked first may go away, and the others wait all the same
+            asking = asyncio.ensure_future(self._ask_for(new))
+            self._asked.update(dict.fromkeys(new, asking))
+            waited[asking] = new
+        for future, theirs in waited.items():
+            answers = await asyncio.shield(future)
+            found.update({name: answers[name] for name in theirs if name in answers})
         return found
 
     async def _ask_for(self, names: list[str]) -> dict[str, T]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._asked.update(dict.fromkeys(names, future))
         try:
             answers = await self._ask(names)
-        except BaseException as error:
-            future.set_exception(error if isinstance(error, Exception) else RuntimeError("nobody asks any more"))
-            future.exception()  # whether somebody waits for it or not
-            raise
         finally:
             for name in names:
                 self._asked.pop(name, None)
+        now = asyncio.get_running_loop().time()
+        while self._known and next(iter(self._known.values()))[0] <= now - self._seconds:
+            del self._known[next(iter(self._known))]  # the oldest come first
         if len(self._known) + len(answers) > self._size:
             self._known.clear()
-        now = loop.time()
-        self._known.update({name: (now, answer) for name, answer in answers.items()})
-        future.set_result(None)
+        for name, answer in answers.items():
+            self._known.pop(name, None)
+            self._known[name] = now, answer
         return answers
 
     def forget(self) -> None:

@@ -171,9 +171,11 @@ class Settings(BaseSettings):
         "`redis://`), `valkeys://` (TLS), `unix:///path`, `valkey+sentinel://host:26379,host:26379/service`, "
         "`valkey+cluster://host:6379,host:6379`. Default: none, this process is alone.",
     )
-    valkey_prefix: str = Field(default="hubbub", description="What the names of all keys in the engine begin with.")
+    valkey_prefix: str = Field(
+        default="hubbub", pattern=r"^[^{}\s]{1,64}$", description="What the names of all keys in the engine begin with."
+    )
     valkey_timeout: Seconds = Field(
-        default=5.0, description="How long a publication may wait for the engine before it is refused.", gt=0
+        default=5.0, description="How long a publication may wait for the engine before it is refused.", gt=0, le=300
     )
     valkey_queue: int = Field(
         default=20_000, ge=16, description="Publications that may wait for the engine; beyond: `busy`."

@@ -182,10 +182,16 @@ class ValkeyBroker:
             if partition.index < len(self._outbound):
                 self._outbound[partition.index].again()
         if self._inlet is not None and self._started:
-            self.stats.checked += len(self._lines)
-            for line in self._lines.values():
+            lines = list(self._lines.values())
+            if len(self.shards) > 1:  # the channels of the others are as they were
+                lines = [line for line in lines if self.keys.partition_of(line.name) in shard.partitions]
+            for line in lines:
                 line.empty = False
-            self._inlet.lost(None)
+            self.stats.checked += len(lines)
+            if len(self.shards) == 1:
+                self._inlet.lost(None)
+            for line in lines if len(self.shards) > 1 else ():
+                self._inlet.lost(line.name)
         for tell in self.on_up:
             tell(shard, changed)
 

@@ -2,7 +2,7 @@
 --   base generation offset bytes refreshed version [generation:end ...]
 -- base: random, made with the meta. generation: the fence's token under which it was written last.
 -- offset: of the newest publication. bytes: of the kept ones. refreshed: unix seconds when the history's expiry was set.
--- version: of the newest publication that had one (0: none). generation:end: older generations, and the offset that was
+-- version: of the newest publication that had one (-: none). generation:end: older generations, and the offset that was
 -- the newest when each was over: a position of an older generation up to its end still means the same (KIP-101).
 local OLDER = 8
 
@@ -10,7 +10,7 @@ local function meta_read(key, history, token, base)
   local text = redis.call('GET', key)
   if text then
     local b, generation, offset, bytes, refreshed, version, older =
-      string.match(text, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+)(.*)$')
+      string.match(text, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%S+)(.*)$')
     if b then
       local meta = {base = b, offset = tonumber(offset), bytes = tonumber(bytes), refreshed = tonumber(refreshed),
         version = tonumber(version), older = older}
@@ -27,10 +27,11 @@ local function meta_read(key, history, token, base)
     end
   end
   redis.call('DEL', history) -- of a meta that is gone: its offsets mean nothing any more
-  return {base = base, offset = 0, bytes = 0, refreshed = 0, version = 0, older = '', renewed = true}
+  return {base = base, offset = 0, bytes = 0, refreshed = 0, older = '', renewed = true}
 end
 
 local function meta_text(meta, token)
-  return string.format('%s %s %d %d %d %d%s', meta.base, token, meta.offset, meta.bytes, meta.refreshed, meta.version,
+  local version = meta.version and string.format('%d', meta.version) or '-'
+  return string.format('%s %s %d %d %d %s%s', meta.base, token, meta.offset, meta.bytes, meta.refreshed, version,
     meta.older)
 end

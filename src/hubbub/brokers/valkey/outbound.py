@@ -145,6 +145,7 @@ class Outbound:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._under_way: deque[_Batch] = deque()
+        self._repairs = 0
         self._repairing = False
         self._mending: asyncio.Task[None] | None = None
         self._number = 0
@@ -264,6 +265,7 @@ class Outbound:
             self._under_way.remove(batch)
         except ValueError:
             return  # given up
+        self._repairs = 0
         self.stats.batches += 1
         self.stats.seconds.add(self._loop.time() - batch.sent)
         for group, text in zip(batch.groups, reply.decode().split(";"), strict=True):
@@ -312,7 +314,10 @@ class Outbound:
         failed = [batch for batch in self._under_way if batch.error is not None]
         if self._repairing and self._mending is None and len(failed) == len(self._under_way):
             moving = any(batch.error is not None and batch.error.code in MOVING for batch in failed)
-            self._mending = self._loop.create_task(self._repaired(MOVE_PAUSE if moving else 0.0))
+            # the first time at once; what does not help at once may help in a moment
+            pause = MOVE_PAUSE if moving or self._repairs else 0.0
+            self._repairs += 1
+            self._mending = self._loop.create_task(self._repaired(pause))
 
     async def _repaired(self, pause: float) -> None:
         """Load the scripts and learn the fence again, then send what failed again."""

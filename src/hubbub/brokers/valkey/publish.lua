@@ -60,7 +60,7 @@ while arg <= last do
   local answered = once and redis.call('GET', once)
   if answered then
     results[#results + 1] = '.a ' .. answered
-  elseif version and meta and version <= meta.version - 1 then
+  elseif version and meta and meta.version and version <= meta.version then
     results[#results + 1] = '.s ' .. meta.base .. '.' .. token .. ' ' .. meta.offset
     if meta.renewed then
       redis.call('SET', meta_key, meta_text(meta, token), 'EX', keep)
@@ -106,7 +106,7 @@ while arg <= last do
         meta.refreshed = now
       end
       if version then
-        meta.version = version + 1
+        meta.version = version
       end
       redis.call('SET', meta_key, meta_text(meta, token), 'EX', keep)
       redis.call(send, channel, epoch .. ' ' .. offset .. '\n' .. body)

@@ -99,7 +99,7 @@ class Shard:
         self._loop = asyncio.get_running_loop()
         self.down_since = self._loop.time()
         self._heard = 0.0
-        self._read = 0.0
+        self._open = False
         self._probed = 0.0
         self._identity = ""
         self._ended: asyncio.Event = asyncio.Event()
@@ -139,7 +139,12 @@ class Shard:
     @property
     def healthy(self) -> bool:
         """Whether it answers, and this node hears what is published there."""
-        return self.up and self._loop.time() - min(self._heard, self._read) < DEAF + PROBE
+        return self.up and self._loop.time() - self._silent_since < DEAF + PROBE
+
+    @property
+    def _silent_since(self) -> float:
+        """When a probe was heard, and anything came over the connection for reading."""
+        return min(self._heard, self.reads.heard if self.reads is not None else 0.0)
 
     def drop(self) -> None:
         """End the connections; they are made again."""
@@ -191,6 +196,7 @@ class Shard:
             self._ended.set()
 
     async def _connect(self) -> None:
+        self._open = False
         address = await self._locate(self)
         self.main = main = await Wire.connect(
             address, name=f"hubbub-{self._name}", timeout=CONNECT, pushed=self._pushed, lost=self._wire_lost
@@ -217,7 +223,7 @@ class Shard:
             self.stats.fences += 1
             log.warning("the engine is another one than before, or was restarted")
         self.stats.connects += 1
-        self._heard = self._read = self._loop.time()
+        self._heard = self.reads.heard = self._loop.time()
         self.up = True
         self._came.set()
         for tell in list(self.on_up):
@@ -273,7 +279,7 @@ class Shard:
         :returns: done once it is subscribed; None: the connection is away, it will be.
         """
         self._listeners[channel.encode()] = listener
-        if not self.up:
+        if not self._open:
             return None
         future: asyncio.Future[None] = self._loop.create_future()
         self._farewells.discard(channel)
@@ -288,7 +294,7 @@ class Shard:
         for future in self._news.pop(channel, ()):
             if not future.done():
                 future.set_result(None)
-        if self.up:
+        if self._open:
             self._farewells.add(channel)
             self._schedule()
 
@@ -308,7 +314,7 @@ class Shard:
         news, self._news = self._news, {}
         farewells, self._farewells = self._farewells, set()
         wire = self.main
-        if wire is None or not self.up:
+        if wire is None or not self._open:
             _release(news)
             return
         for part in self._parts(farewells):
@@ -347,20 +353,14 @@ class Shard:
     async def _resubscribe(self, wire: Wire) -> None:
         probe = self._probe_channel()
         self._listeners[probe.encode()] = self._probe_heard
-        have: set[str] = set()
-        while True:
-            wanted = {channel.decode() for channel in self._listeners}
-            if wanted == have:
-                return
-            confirmed: list[asyncio.Future[None]] = []
-            for verb, channels in ((self._subscribe, wanted - have), (self._unsubscribe, have - wanted)):
-                for part in self._parts(channels):
-                    done: asyncio.Future[None] = self._loop.create_future()
-                    confirmed.append(done)
-                    wire.subscribe(verb, part, partial(_settle, done))
-            async with asyncio.timeout(max(self._timeout, CONNECT) + len(wanted) / 20_000):
-                await asyncio.gather(*confirmed)
-            have = wanted  # more may have come meanwhile
+        self._open = True  # what is newly wanted from here on is subscribed to at once, behind these
+        confirmed: list[asyncio.Future[None]] = []
+        for part in self._parts([channel.decode() for channel in self._listeners]):
+            done: asyncio.Future[None] = self._loop.create_future()
+            confirmed.append(done)
+            wire.subscribe(self._subscribe, part, partial(_settle, done))
+        async with asyncio.timeout(max(self._timeout, CONNECT) + len(self._listeners) / 20_000):
+            await asyncio.gather(*confirmed)
 
     def _pushed(self, push: list[Any]) -> None:
         if len(push) == 3 and push[0] in (b"message", b"smessage"):
@@ -427,19 +427,15 @@ class Shard:
         now = self._loop.time()
         self._timer = self._loop.call_at(now + PROBE / 2, self._tick)
         if self.up and self.main is not None and self.reads is not None:
-            if now - min(self._heard, self._read) > DEAF:
+            if now - self._silent_since > DEAF:
                 log.error("the engine is not heard any more: connecting again")
                 self.drop()
             elif now - self._probed >= PROBE and self._probed <= self._heard:
                 self._probed = now
                 self.main.send((self.publish_verb, self._probe_channel(), b"?"), self._probe_answered)
-                self.reads.send(("PING",), self._read_answered)
+                self.reads.send(("PING",), lambda reply, error: None)
         for sweep in self.on_sweep:
             sweep(now)
-
-    def _read_answered(self, reply: Any, error: WireError | None) -> None:
-        if error is None:
-            self._read = self._loop.time()
 
     def _probe_answered(self, reply: Any, error: WireError | None) -> None:
         if error is not None and error.code:

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from hubbub.brokers.valkey.address import Address, Target
 from hubbub.brokers.valkey.keys import SLOTS, Keys, Partition
-from hubbub.brokers.valkey.shard import CONNECT, Shard
+from hubbub.brokers.valkey.shard import Shard
 from hubbub.brokers.valkey.wire import Wire, WireError
 from hubbub.metrics import EngineStats
 
 log = logging.getLogger("hubbub")
+ASK: Final = 1.0
+"""Seconds that one server has to say where the primary is, before the next one is asked."""
 REFRESH: Final = 0.5
 """Seconds, at least, between two looks at the Cluster's map."""
 
@@ -108,9 +110,9 @@ class Topology:
         faults = []
         for seed in self._target.seeds:
             try:
-                wire = await Wire.connect(seed, name=f"hubbub-{self._node}-sentinel", timeout=CONNECT)
+                wire = await Wire.connect(seed, name=f"hubbub-{self._node}-sentinel", timeout=ASK)
                 try:
-                    async with asyncio.timeout(CONNECT):
+                    async with asyncio.timeout(ASK):
                         reply: Any = await wire.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.service)
                 finally:
                     wire.abort()
@@ -182,9 +184,9 @@ class Topology:
         known = [address for _, _, address in self._map]
         for seed in dict.fromkeys([*known, *self._target.seeds]):
             try:
-                wire = await Wire.connect(seed, name=f"hubbub-{self._node}-map", timeout=CONNECT)
+                wire = await Wire.connect(seed, name=f"hubbub-{self._node}-map", timeout=ASK)
                 try:
-                    async with asyncio.timeout(CONNECT):
+                    async with asyncio.timeout(ASK):
                         slots: Any = await wire.call("CLUSTER", "SLOTS")
                 finally:
                     wire.abort()
