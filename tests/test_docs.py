@@ -472,7 +472,9 @@ def test_every_module_is_described() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     house = ROOT / "src" / "hubbub"
     modules = {str(path.relative_to(house)) for path in house.rglob("*.py") if path.stem != "__init__"}
-    described = set(re.findall(r"`((?!tests/)(?:[a-z]+/(?:chat/|versions/|valkey/)?)?\w+\.py)`", section(text, "The floors")))
+    described = set(
+        re.findall(r"`((?!tests/)(?:[a-z]+/(?:chat/|versions/|valkey/)?)?\w+\.py)`", section(text, "The floors"))
+    )
     assert described == modules
 
 

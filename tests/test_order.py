@@ -606,7 +606,9 @@ async def test_a_new_epoch_is_a_gap_and_goes_on_from_there() -> None:
         broker.forget("news", tell=False)
         await publish(hub, 4, 5)
         told = [(m["type"], m.get("data", m["offset"])) for m in await alice.drained()]
-        assert told == [("gap", 0), ("publication", 4), ("publication", 5)], "seen by its low offset; nothing of it is lost"
+        assert told == [("gap", 0), ("publication", 4), ("publication", 5)], (
+            "seen by its low offset; nothing of it is lost"
+        )
 
 
 @pytest.mark.anyio
