@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -81,6 +81,30 @@ def own_valkey() -> Iterator[Engine]:
     """A running Valkey that this test may stop, restart, pause and fill."""
     with Engine() as engine:
         yield engine
+
+
+ALONE: Final = frozenset(
+    {
+        "test_embedded",
+        "test_engine_faults",
+        "test_engine_faults_nodes",
+        "test_engine_faults_random",
+        "test_engine_operations",
+        "test_rooms_nodes_faults",
+        "test_store_shared",
+        "test_valkey_broker",
+        "test_valkey_peers",
+        "test_valkey_topologies",
+        "test_workers",
+    }
+)
+"""Modules of several processes that must notice things in time: nothing else may run beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE or item.path.parent.name == "hostile":
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session", autouse=True)
