@@ -126,6 +126,9 @@ async def test_two_primaries_for_two_seconds(tmp_path: Path, own_valkey: Engine)
     with Engine(replica_of=own_valkey) as second:
         async with scene(tmp_path, own_valkey, stays=True) as there:
             await there.people.more(200)
+            await asyncio.to_thread(
+                until, lambda: second.info("replication")["master_link_status"] == "up", "it is no replica yet"
+            )
             second.call("REPLICAOF", "NO", "ONE")
             there.ways[1].target = (HOST, second.port)
             there.ways[1].reset()
