@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -11,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from hubbub.app import SystemClock
 from hubbub.brokers.memory import MemoryBroker
-from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.ports import Broker
 from hubbub.testing import FaultyBroker, HandClock, MemoryEngine
 from hubbub.testing.contracts import BrokerContract, PeersContract, Place
 from tests.engine_support import Shards
 from tests.support import settings_for
+from tests.valkey_place import ValkeyPlace
 
 pytestmark = pytest.mark.anyio
 
@@ -95,28 +93,6 @@ async def test_the_example_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(example, BrokerContract)
     for test in (example.test_keys_are_forgotten, example.test_the_bound_in_bytes_holds):
         await test(names["MyPlace"]())
-
-
-class ValkeyPlace(Place):
-    """A server that all tests share; each has a prefix of its own."""
-
-    longest = 15.0
-
-    def __init__(self, settings: dict[str, str]) -> None:
-        self.clock = SystemClock()
-        self._settings = settings
-
-    def broker(self, **settings: Any) -> Broker:
-        return ValkeyBroker(settings_for(**self._settings, **settings), self.clock)
-
-    async def pass_time(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)  # what is turned nowhere has to be waited for
-
-    async def kill(self, broker: Broker) -> None:
-        assert isinstance(broker, ValkeyBroker)
-        assert broker._topology is not None
-        await broker._topology.stop()  # its connections first: so it has no last word
-        await broker.stop()
 
 
 class TestValkeyBroker(BrokerContract):

@@ -17,42 +17,16 @@ from hubbub.auth import issue_token
 from hubbub.brokers.valkey import bus
 from hubbub.brokers.valkey.broker import ValkeyBroker
 from hubbub.hub import Hub
-from hubbub.ports import BEAT, LEASE, Broker, Here, Request
+from hubbub.ports import BEAT, LEASE, Here, Request
 from hubbub.settings import ChannelOptions
-from hubbub.testing.contracts import Place
 from hubbub.testing.place import Node
 from tests.engine_support import Engine
 from tests.fault_proxy import fault_proxy
 from tests.support import settings_for
 from tests.test_others import Reader
+from tests.valkey_place import ValkeyPlace, end_without_a_word
 
 pytestmark = pytest.mark.anyio
-
-
-class ValkeyPlace(Place):
-    """A server that all tests share; each has a prefix of its own."""
-
-    longest = 15.0
-
-    def __init__(self, settings: dict[str, str]) -> None:
-        self.clock = SystemClock()
-        self._settings = settings
-
-    def broker(self, **settings: Any) -> Broker:
-        return ValkeyBroker(settings_for(**self._settings, **settings), self.clock)
-
-    async def pass_time(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)  # what is turned nowhere has to be waited for
-
-    async def kill(self, broker: Broker) -> None:
-        assert isinstance(broker, ValkeyBroker)
-        await end_without_a_word(broker)
-
-
-async def end_without_a_word(broker: ValkeyBroker) -> None:
-    """As kill -9 would: nothing is sent any more, and the connections are gone."""
-    for shard in broker.shards:
-        await shard.stop()
 
 
 # -- whole hubs

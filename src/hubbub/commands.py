@@ -94,17 +94,8 @@ class Commands:
         hub, name = self.hub, message.channel
         options = hub.options_for(name)
         self._may_publish(session, name, options)
-        user_id = session.user_id
-        publication = publication_of(
-            name,
-            messages.plain_data(message.data, is_json=session.link.lane.codec.is_json),
-            options,
-            key=message.key,
-            user=user_id,
-            origin=session.id if message.exclude_self else None,
-            at=hub.clock.time(),
-        )
-        once = once_key(message.idempotency_key, user_id)
+        data = messages.plain_data(message.data, is_json=session.link.lane.codec.is_json)
+        publication, once = self._made(session, message, data, options)
         submit(
             name,
             publication,
@@ -113,6 +104,22 @@ class Commands:
             once=once,
             version=message.version,
         )
+
+    def _made(
+        self, session: Session, message: messages.Publish, data: bytes, options: ChannelOptions
+    ) -> tuple[Publication, str | None]:
+        """What a session publishes, and its idempotency key at the broker."""
+        user_id = session.user_id
+        publication = publication_of(
+            message.channel,
+            data,
+            options,
+            key=message.key,
+            user=user_id,
+            origin=session.id if message.exclude_self else None,
+            at=self.hub.clock.time(),
+        )
+        return publication, once_key(message.idempotency_key, user_id)
 
     def _handed_in(
         self, session: Session, ref: str | None, position: messages.Position | None, error: Exception | None
@@ -135,17 +142,7 @@ class Commands:
             data = messages.plain_data(message.data, is_json=codec.is_json)
         else:
             data = await topic.edit(session, name, message.data)
-        user_id = session.user_id
-        publication = publication_of(
-            name,
-            data,
-            options,
-            key=message.key,
-            user=user_id,
-            origin=session.id if message.exclude_self else None,
-            at=hub.clock.time(),
-        )
-        once = once_key(message.idempotency_key, user_id)
+        publication, once = self._made(session, message, data, options)
         position = await hub.broker.publish(name, publication, options, once=once, version=message.version)
         link.send(codec.encode(messages.PublishAck(position.offset, position.epoch, ref=message.ref)))
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from hubbub.brokers.valkey.address import Address
 from hubbub.brokers.valkey.keys import Partition
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH, READ, Script
-from hubbub.brokers.valkey.wire import Wire, WireError
+from hubbub.brokers.valkey.wire import Wire, WireError, settle
 from hubbub.errors import BrokerUnavailable, ConfigurationError
 from hubbub.metrics import EngineStats
 
@@ -60,7 +60,6 @@ class Shard:
     :ivar up: connected, and subscribed to all that is wanted.
     :ivar fences: by tag of a partition: the fence, and its token.
     :ivar on_up: called after each connection with whether the engine is another one than the last time (or was restarted).
-    :ivar on_down: called when the connection is lost.
     :ivar on_sweep: called about twice a second.
     """
 
@@ -89,7 +88,6 @@ class Shard:
         self.reads: Wire | None = None
         self.fences: dict[str, tuple[str, str]] = {}
         self.on_up: list[Callable[[Shard, bool], None]] = []
-        self.on_down: list[Callable[[Shard], None]] = []
         self.on_sweep: list[Callable[[float], None]] = []
         self.hopeless: str | None = None
         self._listeners: dict[bytes, Listener] = {}
@@ -187,8 +185,6 @@ class Shard:
             self.up = False
             self.down_since = self._loop.time()
             self._came.clear()
-            for tell in self.on_down:
-                tell(self)
 
     def _wire_lost(self, wire: Wire) -> None:
         if wire is self.main or wire is self.reads:
@@ -298,11 +294,6 @@ class Shard:
             self._farewells.add(channel)
             self._schedule()
 
-    @property
-    def listening(self) -> int:
-        """Pub/sub channels that are wanted."""
-        return len(self._listeners)
-
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
@@ -358,7 +349,7 @@ class Shard:
         for part in self._parts([channel.decode() for channel in self._listeners]):
             done: asyncio.Future[None] = self._loop.create_future()
             confirmed.append(done)
-            wire.subscribe(self._subscribe, part, partial(_settle, done))
+            wire.subscribe(self._subscribe, part, partial(settle, done))
         async with asyncio.timeout(max(self._timeout, CONNECT) + len(self._listeners) / 20_000):
             await asyncio.gather(*confirmed)
 
@@ -388,7 +379,7 @@ class Shard:
         # no asyncio.timeout: a handler's first steps are taken outside of any task
         future: asyncio.Future[Any] = self._loop.create_future()
         timer = self._loop.call_later(self._timeout, _settle_late, future)
-        wire.send(args, partial(_settle_reply, future))
+        wire.send(args, partial(settle, future))
         try:
             return await future
         except WireError as error:
@@ -450,27 +441,9 @@ def check_hopeless(shard: Shard) -> None:
         raise ConfigurationError(f"HUBBUB_VALKEY_URL: the engine does not let us in: {shard.hopeless}")
 
 
-def _settle_reply(future: asyncio.Future[Any], reply: Any, error: WireError | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(reply)
-
-
 def _settle_late(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_exception(BrokerUnavailable("the engine does not answer in time"))
-
-
-def _settle(done: asyncio.Future[None], reply: Any, error: WireError | None) -> None:
-    if done.done():
-        return
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(None)
 
 
 def _release(news: dict[str, list[asyncio.Future[None]]]) -> None:

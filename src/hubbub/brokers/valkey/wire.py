@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import hiredis
@@ -71,7 +72,6 @@ class Wire(asyncio.Protocol):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self.closed = False
-        self.paused = False
         self.heard = self._loop.time()
 
     @classmethod
@@ -123,15 +123,6 @@ class Wire(asyncio.Protocol):
         self._waiting.append(answered)
         self._transport.write(hiredis.pack_command(args))
 
-    def send_many(self, commands: list[tuple[tuple[Any, ...], Answered]]) -> None:
-        """Send several commands with one write."""
-        if self.closed or self._transport is None or self._transport.is_closing():
-            for _, answered in commands:
-                answered(None, WireError(CLOSED))
-            return
-        self._waiting.extend(answered for _, answered in commands)
-        self._transport.write(b"".join([hiredis.pack_command(args) for args, _ in commands]))
-
     def subscribe(self, verb: str, channels: list[str], answered: Answered) -> None:
         """Send a SUBSCRIBE (or SSUBSCRIBE, UNSUBSCRIBE, …) of some channels; ``answered`` once all are confirmed."""
         if self.closed or self._transport is None or self._transport.is_closing():
@@ -147,21 +138,8 @@ class Wire(asyncio.Protocol):
         """
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def answered(reply: Any, error: WireError | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(reply)
-
-        self.send(args, answered)
+        self.send(args, partial(settle, future))
         return await future
-
-    @property
-    def waiting(self) -> int:
-        """Commands without an answer."""
-        return len(self._waiting)
 
     # -- asyncio.Protocol
 
@@ -213,12 +191,6 @@ class Wire(asyncio.Protocol):
         elif self._pushed is not None:
             self._pushed(push)
 
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(WireError(CLOSED if exc is None else f"{CLOSED}: {exc}"))
 
@@ -237,3 +209,13 @@ class Wire(asyncio.Protocol):
             (answered.answered if isinstance(answered, _Confirm) else answered)(None, error)
         if self._lost is not None:
             self._lost(self)
+
+
+def settle(future: asyncio.Future[Any], reply: Any, error: WireError | None) -> None:
+    """Let a future have what a command was answered."""
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(reply)
