@@ -136,3 +136,20 @@ def test_what_a_gap_stands_for() -> None:
     assert [offset for offset in range(6) if over.covers(At("e", offset))] == [4, 5]
     assert [offset for offset in range(6) if over.covers(At("f", offset))] == [0, 1, 2]
     assert over.covers(At("between", 100))
+
+
+@pytest.mark.parametrize("given_again", [False, True])
+def test_what_was_evicted_in_an_older_generation_is_no_loss_unless_its_offset_was_given_again(
+    given_again: bool,
+) -> None:
+    tried = told()
+    heres = {"n0": At("e.1", 1), "n1": At("e.1", 2), "n2": At("e.2", 3)}
+    tried.publishers[0].sent = [Sent(nonce, "fault:0", 10.0, at) for nonce, at in heres.items()]
+    for each in tried.subscribers:
+        each.heard["fault:0"] = Heard(5.0, At("e.1", 0), At("e.2", 3), dict(heres))
+    if given_again:  # one of the two heard another one there
+        tried.publishers[0].sent.append(Sent("other", "fault:0", 11.0, At("e.2", 2)))
+    tried.pasts["fault:0"] = Past(At("e.2", 3), {3: "n2"})
+    wrong = tried.verdict(kept=False)
+    assert any("n1 came as" in each and "is lost" in each for each in wrong) == given_again
+    assert not any("n0 came as" in each for each in wrong)
