@@ -3,9 +3,9 @@ whether all held.
 
 Publishers log what they sent, when, and what it was answered; subscribers what they had, at which position, and each gap
 that they were told. What must hold (docs/reliability.md): what was acknowledged is in the history, or whoever did not get
-it was told a gap; at each subscriber offsets rise by one, but over a gap; nothing comes twice; a position is the same
-publication for all; what one publisher waited for keeps its order; what was not answered is there once or not at all; who
-is present is who is there; whoever asks is answered in time.
+it was told a gap; at each subscriber offsets rise by one, but over a gap; nothing comes twice, but what was told to be lost;
+a position is the same publication for all; what one publisher waited for keeps its order; what was not answered is there
+once or not at all; who is present is who is there; whoever asks is answered in time.
 """
 
 from __future__ import annotations
@@ -89,6 +89,10 @@ class Heard:
         seen = {at.epoch for gap in self.gaps for at in gap} | ({self.at.epoch} if self.at else set())
         # of an epoch that came and went while this one was away: whatever it then was told stands for it too
         return position.epoch not in seen and any(since.epoch != to.epoch for since, to in self.gaps)
+
+    def taken_back(self, position: At) -> bool:
+        """Whether a gap has told that the engine had lost what was at this position: it may come again."""
+        return any(since.epoch == position.epoch != to.epoch and to.offset < position.offset for since, to in self.gaps)
 
 
 class Person:
@@ -304,7 +308,7 @@ class Subscriber(Person):
             return
         if offset != heard.at.offset + 1:
             self.wrong.append(f"{self.name}: {channel}: {nonce} came as {offset} after {heard.at}, and no gap was told")
-        if nonce in heard.got:
+        if nonce in heard.got and not heard.taken_back(heard.got[nonce]):
             self.wrong.append(f"{self.name}: {channel}: {nonce} came as {heard.got[nonce]} and again as {offset}")
         heard.at = At(heard.at.epoch, offset)
         heard.got[nonce] = heard.at

@@ -101,6 +101,18 @@ async def test_a_replica_takes_over_in_a_cluster(tmp_path: Path) -> None:
             await there.judge(kept=False, gaps=None)
 
 
+async def test_in_a_cluster_replicas_are_waited_for(tmp_path: Path) -> None:
+    """Each shard's own."""
+    with Shards(replicas=1) as shards:
+        async with scene(
+            tmp_path, shards.url, channels=MANY, publishers=6, spread=6, settings={"valkey_replicas": 1}
+        ) as there:
+            await there.people.more(400)
+            for primary in shards.primaries:
+                assert "cmdstat_wait" in primary.info("commandstats")
+            await there.judge()
+
+
 async def test_a_primary_of_a_cluster_is_restarted(tmp_path: Path) -> None:
     with Shards(appendonly="yes") as shards:
         async with scene(tmp_path, shards.url, channels=MANY, publishers=6, spread=6) as there:

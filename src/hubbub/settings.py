@@ -177,6 +177,13 @@ class Settings(BaseSettings):
     valkey_timeout: Seconds = Field(
         default=5.0, description="How long a publication may wait for the engine before it is refused.", gt=0, le=300
     )
+    valkey_replicas: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="So many replicas of the engine must have a publication before it is acknowledged, so that a failover "
+        "does not lose it; while fewer have it, publishers get `unavailable` after the timeout. 0 = none is waited for.",
+    )
     valkey_queue: int = Field(
         default=20_000, ge=16, description="Publications that may wait for the engine; beyond: `busy`."
     )

@@ -126,7 +126,12 @@ class ValkeyBroker:
         self._inlet = inlet
         settings = self._settings
         topology = self._topology = Topology(
-            self.target, self.keys, self.node, timeout=settings.valkey_timeout, stats=self.stats
+            self.target,
+            self.keys,
+            self.node,
+            timeout=settings.valkey_timeout,
+            stats=self.stats,
+            replicas=settings.valkey_replicas,
         )
         topology.on_up.append(self._up)
         topology.on_sweep.append(self._sweep)

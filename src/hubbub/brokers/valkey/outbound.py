@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -105,7 +105,9 @@ class Room:
 
 
 class _Batch:
-    __slots__ = ("args", "deadline", "error", "groups", "keys", "number", "sent")
+    """:ivar reply: the engine has carried it out, and its replicas are waited for."""
+
+    __slots__ = ("args", "deadline", "error", "groups", "keys", "number", "reply", "sent")
 
     def __init__(self, number: int, deadline: float, groups: list[list[Entry]]) -> None:
         self.number = number
@@ -114,6 +116,7 @@ class _Batch:
         self.keys: list[str | bytes] = []
         self.args: list[Any] = []
         self.error: WireError | None = None
+        self.reply: bytes | None = None
         self.sent = 0.0
 
 
@@ -249,7 +252,7 @@ class Outbound:
         if fence is None:
             self._went_wrong(batch, WireError("the partition is moving", "TRYAGAIN"))
             return
-        batch.error = None
+        batch.error = batch.reply = None
         batch.sent = self._loop.time()
         keys = (self._partition.key("f"), self._partition.key("w", self._node), *batch.keys)
         # what is under way before it must be carried out before it; else it is refused (EARLY)
@@ -261,6 +264,19 @@ class Outbound:
         if error is not None:
             self._went_wrong(batch, error)
             return
+        replicas = self.shard.replicas
+        if replicas is None:
+            self._settle(batch, reply)
+            return
+        batch.reply = reply
+        replicas.confirm(partial(self._confirmed, batch))
+        self._repair()
+
+    def _confirmed(self, batch: _Batch) -> None:
+        if batch.reply is not None:  # or it is sent again meanwhile
+            self._settle(batch, batch.reply)
+
+    def _settle(self, batch: _Batch, reply: bytes) -> None:
         try:
             self._under_way.remove(batch)
         except ValueError:
@@ -311,9 +327,9 @@ class Outbound:
 
     def _repair(self) -> None:
         """Once all that is under way has failed, or is answered: set things right, and send it again."""
-        failed = [batch for batch in self._under_way if batch.error is not None]
-        if self._repairing and self._mending is None and len(failed) == len(self._under_way):
-            moving = any(batch.error is not None and batch.error.code in MOVING for batch in failed)
+        out = any(batch.error is None and batch.reply is None for batch in self._under_way)
+        if self._repairing and self._mending is None and not out:
+            moving = any(batch.error is not None and batch.error.code in MOVING for batch in self._under_way)
             # the first time at once; what does not help at once may help in a moment
             pause = MOVE_PAUSE if moving or self._repairs else 0.0
             self._repairs += 1
@@ -357,9 +373,11 @@ class Outbound:
         for batch in late:
             self._under_way.remove(batch)
             self.stats.away += sum(map(len, batch.groups))
-            self._refuse(batch, NotKnown("the engine does not answer in time"))
+            lacking = batch.reply is not None
+            what = "too few replicas of the engine have it" if lacking else "the engine does not answer in time"
+            self._refuse(batch, NotKnown(what))
         self._repair()
-        if late and self.shard.up and now - late[0].sent > 1.0:
+        if late and self.shard.up and late[0].reply is None and now - late[0].sent > 1.0:
             self.shard.drop()  # it is connected, and does not answer
 
     def fail(self) -> None:

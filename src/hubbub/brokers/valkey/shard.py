@@ -1,6 +1,7 @@
 """One primary of the engine, as this node is connected to it: for as long as the process lives, over all its failures.
 
-Two connections: what is published goes out and comes in over one, so that the order of both is the engine's; history is
+Two connections (and a third one that waits for replicas, where that is wanted): what is published goes out and comes in
+over one, so that the order of both is the engine's; history is
 read over the other, so that a flood of readers cannot fill the buffer after which the engine ends a subscription.
 
 The connection is made again by itself, with growing pauses. Each time the engine is asked who it is: its run and its
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from hubbub.brokers.valkey.address import Address
 from hubbub.brokers.valkey.keys import Partition
+from hubbub.brokers.valkey.replicas import Replicas
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH, READ, Script
 from hubbub.brokers.valkey.wire import Wire, WireError, settle
 from hubbub.errors import BrokerUnavailable, ConfigurationError
@@ -55,6 +57,7 @@ class Shard:
     :param name: of this node, for the engine's list of clients.
     :param locate: where the primary is now.
     :param timeout: seconds for one command.
+    :param replicas: how many must have a publication before it is answered.
 
     :ivar partitions: those that are there; set by who made it.
     :ivar up: connected, and subscribed to all that is wanted.
@@ -72,6 +75,7 @@ class Shard:
         timeout: float,
         stats: EngineStats,
         sharded: bool = False,
+        replicas: int = 0,
     ) -> None:
         self._name = name
         self._locate = locate
@@ -86,6 +90,8 @@ class Shard:
         self.stopped = False
         self.main: Wire | None = None
         self.reads: Wire | None = None
+        self.replicas = Replicas(replicas) if replicas else None
+        self._waits: Wire | None = None
         self.fences: dict[str, tuple[str, str]] = {}
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self.on_sweep: list[Callable[[float], None]] = []
@@ -146,7 +152,7 @@ class Shard:
 
     def drop(self) -> None:
         """End the connections; they are made again."""
-        for wire in (self.main, self.reads):
+        for wire in (self.main, self.reads, self._waits):
             if wire is not None:
                 wire.abort()
 
@@ -187,7 +193,7 @@ class Shard:
             self._came.clear()
 
     def _wire_lost(self, wire: Wire) -> None:
-        if wire is self.main or wire is self.reads:
+        if wire is self.main or wire is self.reads or wire is self._waits:
             self.drop()
             self._ended.set()
 
@@ -200,6 +206,11 @@ class Shard:
         self.reads = await Wire.connect(
             address, name=f"hubbub-{self._name}-reads", timeout=CONNECT, lost=self._wire_lost
         )
+        if self.replicas is not None:
+            self._waits = await Wire.connect(
+                address, name=f"hubbub-{self._name}-waits", timeout=CONNECT, lost=self._wire_lost
+            )
+            self.replicas.connected(self._waits, self.partitions[0].key("y", self._name))
         async with asyncio.timeout(max(self._timeout, CONNECT)):
             identity = await self._identify(main)
             for script in (PUBLISH, READ, FENCE):

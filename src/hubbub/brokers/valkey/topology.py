@@ -30,12 +30,15 @@ class Topology:
     :ivar on_sweep: called about twice a second.
     """
 
-    def __init__(self, target: Target, keys: Keys, node: str, *, timeout: float, stats: EngineStats) -> None:
+    def __init__(
+        self, target: Target, keys: Keys, node: str, *, timeout: float, stats: EngineStats, replicas: int = 0
+    ) -> None:
         self._target = target
         self._keys = keys
         self._node = node
         self._timeout = timeout
         self._stats = stats
+        self._replicas = replicas
         self.shards: list[Shard] = []
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self.on_sweep: list[Callable[[float], None]] = []
@@ -62,6 +65,7 @@ class Topology:
             timeout=self._timeout,
             stats=self._stats,
             sharded=self._target.kind == "cluster",
+            replicas=self._replicas,
         )
         shard.on_up.append(self._up)
         if not self.shards:
