@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shlex
 import signal
 import stat
 import subprocess
@@ -16,8 +18,9 @@ import anyio
 import psutil
 import pytest
 
-from hubbub.brokers.embedded import LONGEST_PATH, EmbeddedValkey, binary
+from hubbub.brokers.embedded import AWAY, HANGS, LONGEST_PATH, EmbeddedValkey, binary
 from hubbub.errors import ConfigurationError
+from hubbub.testing import HandClock
 from tests.engine_support import until
 from tests.workers_support import WITHIN, gone
 
@@ -89,6 +92,87 @@ async def until_answers(valkey: EmbeddedValkey, starts: int) -> None:
             await anyio.sleep(0.005)
 
 
+class Watched:
+    """One whose watch goes by a clock that a test turns."""
+
+    def __init__(self, directory: Path, program: Path | None = None) -> None:
+        self._clock = HandClock()
+        self._questions = 0
+        self.valkey = EmbeddedValkey(directory, max_memory=1 << 27, program=program, asked=0.005, now=self._time)
+
+    def _time(self) -> float:
+        self._questions += 1
+        return self._clock.monotonic()
+
+    async def turn(self, seconds: float) -> None:
+        """Turn the clock on; returns once it was asked after that."""
+        self._clock.advance(seconds)
+        asked = self._questions
+        with anyio.fail_after(WITHIN):
+            while self._questions == asked:
+                await anyio.sleep(0.001)
+
+    async def answers_meanwhile(self) -> None:
+        """Let the watch have an answer of now: the one to its last question may be older."""
+        for _ in range(2):
+            await self.turn(0)
+
+    async def pass_by(self, seconds: float) -> None:
+        """Turn the clock on second by second."""
+        for _ in range(int(seconds)):
+            await self.turn(1)
+
+    async def until_started_again(self) -> int:
+        """Let seconds pass until it was; returns after how many it was killed. (The next one is asked in its next life.)"""
+        starts = self.valkey.starts
+        for seconds in range(1000):
+            await self.turn(1)
+            if self.valkey.starts > starts:
+                return seconds
+        raise AssertionError("it was left alone")
+
+
+@asynccontextmanager
+async def watched(directory: Path, program: Path | None = None) -> AsyncIterator[Watched]:
+    one = Watched(directory, program)
+    await one.valkey.start()
+    try:
+        yield one
+    finally:
+        if one.valkey.pid:  # a test that failed may have left it stopped, and ending that takes long
+            os.kill(one.valkey.pid, signal.SIGCONT)
+        await one.valkey.stop()
+
+
+def stopped(valkey: EmbeddedValkey) -> psutil.Process:
+    """Its process, which stands still now (SIGSTOP)."""
+    process = psutil.Process(valkey.pid)
+    process.suspend()
+    until(lambda: process.status() == psutil.STATUS_STOPPED, "it goes on", WITHIN)
+    return process
+
+
+@asynccontextmanager
+async def endless_script(valkey: EmbeddedValkey) -> AsyncIterator[None]:
+    """It is in a script that does not end by itself, and answers nothing but BUSY."""
+    assert await ask(valkey, "CONFIG SET busy-reply-threshold 10") == "+OK"
+    async with await anyio.connect_unix(socket_of(valkey.url)) as stream:
+        await stream.send(b'EVAL "while true do end" 0\r\n')
+        with anyio.fail_after(WITHIN):
+            while not (await ask(valkey, "PING")).startswith("-BUSY"):
+                await anyio.sleep(0.001)
+        yield
+
+
+def with_more(directory: Path, before: str, *options: str) -> Path:
+    """A program that is the server, with more options, after a line of shell."""
+    directory.mkdir()
+    program = directory / "valkey"
+    program.write_text(f'#!/bin/sh\n{before}\nexec {shlex.quote(str(binary()))} "$@" {shlex.join(options)}\n')
+    program.chmod(0o700)
+    return program
+
+
 async def test_it_answers_on_a_socket_for_its_user_alone_and_listens_nowhere_else(tmp_path: Path) -> None:
     async with embedded(tmp_path / "data", max_memory=1 << 27) as valkey:
         assert await ask(valkey, "PING") == "+PONG"
@@ -127,6 +211,125 @@ async def test_what_it_has_survives_its_end_and_its_death(tmp_path: Path) -> Non
         family = [psutil.Process(valkey.pid), *guards]
         assert len(guards) == 1
     gone([first_life, *family])
+
+
+async def test_one_that_hangs_is_killed_and_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with watched(tmp_path) as one:
+        assert await ask(one.valkey, "SET first 1") == "+OK"
+        hung = stopped(one.valkey)
+        await one.answers_meanwhile()
+        assert await one.until_started_again() == HANGS
+        await until_answers(one.valkey, 2)
+        assert not hung.is_running()
+        assert await ask(one.valkey, "GET first") == "1"
+        said = [record for record in caplog.records if record.name == "hubbub.engine"]
+        assert [record.message for record in said[:2]] == [
+            "the embedded Valkey does not answer, and is killed",
+            "the embedded Valkey ended, and is started again",
+        ]
+        assert said[0].__dict__["seconds"] == HANGS
+        assert said[1].__dict__["code"] == -signal.SIGKILL
+        assert said[2].message == "the embedded Valkey answers again"
+        assert said[2].__dict__["seconds"] < said[2].created - said[1].created + 0.5
+        guards = psutil.Process(one.valkey.pid).children()
+        family = [psutil.Process(one.valkey.pid), *guards]
+        assert len(guards) == 1
+        with pytest.raises(ConfigurationError, match="uses"):
+            await EmbeddedValkey(tmp_path, max_memory=1 << 26).start()
+    gone([hung, *family])
+
+
+async def test_one_that_hangs_again_is_killed_again(tmp_path: Path) -> None:
+    async with watched(tmp_path) as one:
+        for _ in range(2):
+            stopped(one.valkey)
+            await one.answers_meanwhile()
+            assert await one.until_started_again() == HANGS
+        assert await ask(one.valkey, "PING") == "+PONG"
+
+
+async def test_one_that_stands_still_for_a_while_is_left_alone(tmp_path: Path) -> None:
+    async with watched(tmp_path) as one:
+        for _ in range(3):
+            process = stopped(one.valkey)
+            await one.pass_by(HANGS - 1)
+            process.resume()
+            assert await ask(one.valkey, "PING") == "+PONG"
+            await one.answers_meanwhile()
+        assert (one.valkey.starts, one.valkey.pid) == (1, process.pid)
+
+
+async def test_a_long_script_is_left_alone_and_an_endless_one_is_not(tmp_path: Path) -> None:
+    async with watched(tmp_path) as one:
+        for _ in range(2):
+            async with endless_script(one.valkey):
+                await one.pass_by(HANGS - 1)
+                assert await ask(one.valkey, "SCRIPT KILL") == "+OK"
+            with anyio.fail_after(WITHIN):
+                while await ask(one.valkey, "PING") != "+PONG":
+                    await anyio.sleep(0.001)
+            await one.answers_meanwhile()
+        assert one.valkey.starts == 1
+        assert await ask(one.valkey, "SET first 1") == "+OK"
+        async with endless_script(one.valkey):
+            assert await one.until_started_again() <= HANGS + 1
+        assert await ask(one.valkey, "GET first") == "1"
+
+
+async def test_what_passes_while_nobody_looks_does_not_count(tmp_path: Path) -> None:
+    """The supervisor stood still itself, for an hour: that Valkey has not answered meanwhile says nothing."""
+    async with watched(tmp_path) as one:
+        process = stopped(one.valkey)
+        await one.answers_meanwhile()
+        for _ in range(int(HANGS // AWAY)):
+            await one.turn(3600)
+        process.resume()
+        assert await ask(one.valkey, "PING") == "+PONG"
+        assert one.valkey.starts == 1
+
+
+async def test_it_is_asked_on_one_connection_which_may_be_cut(tmp_path: Path) -> None:
+    async with watched(tmp_path) as one:
+        for _ in range(3):
+            await one.pass_by(HANGS - 1)
+            assert await ask(one.valkey, "CLIENT KILL TYPE normal SKIPME yes") == ":1"
+        await one.answers_meanwhile()
+        assert one.valkey.starts == 1
+
+
+async def test_one_that_reads_its_file_is_left_alone(tmp_path: Path) -> None:
+    program = with_more(
+        tmp_path / "bin", "", "--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024"
+    )
+    async with watched(tmp_path / "data", program) as one:
+        assert await ask(one.valkey, "DEBUG POPULATE 100000") == "+OK"
+        assert await ask(one.valkey, "CONFIG SET key-load-delay 1000") == "+OK"
+        async with await anyio.connect_unix(socket_of(one.valkey.url)) as stream:
+            await stream.send(b"DEBUG RELOAD\r\n")
+            with anyio.fail_after(WITHIN):
+                while not (await ask(one.valkey, "PING")).startswith("-LOADING"):
+                    await anyio.sleep(0.001)
+            await one.pass_by(3 * HANGS)
+            assert (await ask(one.valkey, "PING")).startswith("-LOADING")
+            assert await ask(one.valkey, "CONFIG SET key-load-delay 0") == "+OK"
+            with anyio.fail_after(WITHIN):
+                assert await stream.receive() == b"+OK\r\n"
+        assert one.valkey.starts == 1
+
+
+async def test_one_whose_disk_is_full_is_left_alone(tmp_path: Path) -> None:
+    program = with_more(tmp_path / "bin", "trap '' XFSZ")
+    async with watched(tmp_path / "data", program) as one:
+        process = psutil.Process(one.valkey.pid)
+        process.rlimit(psutil.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        await ask(one.valkey, f"SET first {'x' * 10_000}")
+        with anyio.fail_after(WITHIN):
+            while not (await ask(one.valkey, "PING")).startswith("-MISCONF"):
+                await anyio.sleep(0.001)
+        await one.pass_by(3 * HANGS)
+        assert (await ask(one.valkey, "PING")).startswith("-MISCONF")
+        assert one.valkey.starts == 1
+        process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 async def test_a_file_cut_short_by_a_crash_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

