@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shlex
 import signal
@@ -112,10 +113,17 @@ class Watched:
             while self._questions == asked:
                 await anyio.sleep(0.001)
 
-    async def answers_meanwhile(self) -> None:
-        """Let the watch have an answer of now: the one to its last question may be older."""
-        for _ in range(2):
+    async def heard(self) -> None:
+        """Wait until the watch has had an answer: only then does it ask once more."""
+        asked = await self._pings()
+        while await self._pings() < asked + 2:
             await self.turn(0)
+
+    async def _pings(self) -> int:
+        async with await anyio.connect_unix(socket_of(self.valkey.url)) as stream:
+            await stream.send(b"INFO commandstats\r\n")
+            with anyio.fail_after(WITHIN):
+                return int(re.findall(r"cmdstat_ping:calls=(\d+)", (await stream.receive()).decode())[0])
 
     async def pass_by(self, seconds: float) -> None:
         """Turn the clock on second by second."""
@@ -217,8 +225,7 @@ async def test_one_that_hangs_is_killed_and_started_again(tmp_path: Path, caplog
     async with watched(tmp_path) as one:
         assert await ask(one.valkey, "SET first 1") == "+OK"
         hung = stopped(one.valkey)
-        await one.answers_meanwhile()
-        assert await one.until_started_again() == HANGS
+        assert HANGS <= await one.until_started_again() <= HANGS + 1  # the first may bring an answer from before
         await until_answers(one.valkey, 2)
         assert not hung.is_running()
         assert await ask(one.valkey, "GET first") == "1"
@@ -243,8 +250,7 @@ async def test_one_that_hangs_again_is_killed_again(tmp_path: Path) -> None:
     async with watched(tmp_path) as one:
         for _ in range(2):
             stopped(one.valkey)
-            await one.answers_meanwhile()
-            assert await one.until_started_again() == HANGS
+            assert HANGS <= await one.until_started_again() <= HANGS + 1
         assert await ask(one.valkey, "PING") == "+PONG"
 
 
@@ -255,7 +261,7 @@ async def test_one_that_stands_still_for_a_while_is_left_alone(tmp_path: Path) -
             await one.pass_by(HANGS - 1)
             process.resume()
             assert await ask(one.valkey, "PING") == "+PONG"
-            await one.answers_meanwhile()
+            await one.heard()
         assert (one.valkey.starts, one.valkey.pid) == (1, process.pid)
 
 
@@ -268,7 +274,7 @@ async def test_a_long_script_is_left_alone_and_an_endless_one_is_not(tmp_path: P
             with anyio.fail_after(WITHIN):
                 while await ask(one.valkey, "PING") != "+PONG":
                     await anyio.sleep(0.001)
-            await one.answers_meanwhile()
+            await one.heard()
         assert one.valkey.starts == 1
         assert await ask(one.valkey, "SET first 1") == "+OK"
         async with endless_script(one.valkey):
@@ -280,7 +286,7 @@ async def test_what_passes_while_nobody_looks_does_not_count(tmp_path: Path) -> 
     """The supervisor stood still itself, for an hour: that Valkey has not answered meanwhile says nothing."""
     async with watched(tmp_path) as one:
         process = stopped(one.valkey)
-        await one.answers_meanwhile()
+        await one.turn(0)
         for _ in range(int(HANGS // AWAY)):
             await one.turn(3600)
         process.resume()
@@ -293,7 +299,7 @@ async def test_it_is_asked_on_one_connection_which_may_be_cut(tmp_path: Path) ->
         for _ in range(3):
             await one.pass_by(HANGS - 1)
             assert await ask(one.valkey, "CLIENT KILL TYPE normal SKIPME yes") == ":1"
-        await one.answers_meanwhile()
+        await one.heard()
         assert one.valkey.starts == 1
 
 
