@@ -506,6 +506,63 @@ async def test_a_second_device_elsewhere_gets_what_the_first_published_but_not_t
 # -- publishers without a server
 
 
+# -- how many devices a user may have
+
+
+async def test_a_users_devices_are_limited_over_all_nodes() -> None:
+    async with cluster(3, max_connections_per_user=2) as nodes:
+        one, two, three = nodes.nodes
+        async with one.client("bob") as first, two.client("bob") as second, three.client("alice") as alice:
+            nodes.clock.advance(1)
+            async with three.client("bob") as third:
+                refusal = await third.expect("error")
+                assert (refusal["code"], refusal["retry_after"]) == ("too_many", 30.0)
+                assert await third.closed() == 4429
+            assert three.hub.metrics.limits["user"] == 1
+            for other in (first, second, alice):
+                await other.nothing_more()
+        await until(lambda: not two.hub.sessions_of("bob"))
+        async with two.client("bob") as again, two.client("bob") as another:
+            await until(lambda: not two.hub.sessions_of("bob") < 2)
+            await again.nothing_more()
+            await another.nothing_more()
+
+
+async def test_of_many_that_come_at_once_to_all_nodes_as_many_stay_as_may() -> None:
+    async with cluster(2, max_connections_per_user=3) as nodes, AsyncExitStack() as stack:
+        one, two = nodes.nodes
+        for _ in range(3):  # each node lets three in
+            for node in (one, two):
+                await stack.enter_async_context(node.client("bob"))
+                nodes.clock.advance(0.001)
+        await until(lambda: one.hub.sessions_of("bob") + two.hub.sessions_of("bob") == 3)
+        assert (one.hub.sessions_of("bob"), two.hub.sessions_of("bob")) == (2, 1), "the oldest stay"
+
+
+async def test_a_device_that_changes_nodes_is_not_one_too_many() -> None:
+    async with cluster(2, max_connections_per_user=1) as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob") as bob:
+            nodes.clock.advance(1)
+            async with two.client("bob", session=bob.session) as back:
+                assert await bob.closed() == 4409
+                await until(lambda: not two.hub.cluster.devices.asking)
+                await back.nothing_more()
+
+
+async def test_while_the_engine_is_away_each_node_limits_its_own() -> None:
+    async with cluster(2, max_connections_per_user=1) as nodes:
+        one, two = nodes.nodes
+        nodes.engine.cut(one.hubbub)
+        nodes.engine.cut(two.hubbub)
+        async with one.client("bob") as bob, two.client("bob") as other:
+            await until(lambda: not two.hub.cluster.devices.asking)
+            await bob.nothing_more()
+            await other.nothing_more()
+            async with with_token(two, two.token("bob")) as third:
+                assert (await third.expect("error"))["code"] == "too_many"
+
+
 async def test_publishers_are_heard_like_an_admins_request() -> None:
     async with cluster() as nodes:
         one, two = nodes.nodes

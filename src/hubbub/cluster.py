@@ -28,6 +28,7 @@ from hubbub.control import (
     no_answer_of,
     open_letter,
 )
+from hubbub.devices import Devices
 from hubbub.errors import BrokerUnavailable, ClientError, StoreUnavailable
 from hubbub.everywhere import Everywhere
 from hubbub.ports import Here, Peers
@@ -85,6 +86,7 @@ class Cluster:
     :ivar resyncers: run after messages of others may have been missed: each reads again what they would have told of.
         One that raises BrokerUnavailable or StoreUnavailable is run again.
     :ivar everywhere: what is done to sessions on all nodes at once.
+    :ivar devices: how many a user may have.
     :ivar counts: what happened: ``told``, ``untold`` (the engine was away), ``heard``, ``bad`` (could not be read),
         ``unknown`` (of another release), ``failed`` (a handler raised), ``unanswered`` (asked, and somebody did not say).
     """
@@ -101,6 +103,7 @@ class Cluster:
         self._passed_over: set[str] = set()
         self._resyncing: dict[Callable[[], Coroutine[Any, Any, None]], bool] = {}
         self.everywhere = Everywhere(hub, self)
+        self.devices = Devices(hub, self)
         if self.peers is not None:
             self.peers.listen(self)
 

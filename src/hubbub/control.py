@@ -133,6 +133,15 @@ class Replaced(Struct, tag="replaced", frozen=True):
     sessions: list[tuple[str, str, float]]
 
 
+class Newcomers(Struct, tag="newcomers", frozen=True):
+    """Devices signed in on this node: how many sessions of their users are older than they? Answered with a number for each.
+
+    :ivar sessions: (user, session, its age in seconds) of each.
+    """
+
+    sessions: Annotated[list[tuple[UserId, str, float]], Meta(max_length=MAX_USERS)]
+
+
 class Count(Struct, tag="count", frozen=True):
     """How many live sessions do these users have? Answered with a map of those that have any."""
 

@@ -31,6 +31,7 @@ class Entrance:
     :ivar people: how many users are signed in on this node.
     :ivar returned: told of a user's device that came back to this node with the id of an earlier session: that may
         hang on another node.
+    :ivar entered: told of each session that has signed in.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -44,6 +45,7 @@ class Entrance:
         self._expiries: dict[int, set[Session]] = {}
         self.people = 0
         self.returned: Callable[[str, str], None] | None = None
+        self.entered: Callable[[Session], None] | None = None
 
     def origin_ok(self, request: Request) -> bool:
         """Whether a page of the request's origin may connect."""
@@ -133,12 +135,7 @@ class Entrance:
         limit = self._settings.max_connections_per_user
         if limit and len(user.sessions) >= limit:
             self._hub.metrics.limited("user")
-            raise ClientError(
-                ErrorCode.TOO_MANY,
-                f"a user may have at most {limit} connections",
-                close=CloseCode.RATE_LIMITED,
-                retry_after=30.0,
-            )
+            raise too_many(limit)
         if not session.move(State.OPEN):
             raise ClientError(ErrorCode.CONFLICT, "the session is over")
         session.id = previous if declared and previous is not None else secrets.token_urlsafe(16)
@@ -153,6 +150,8 @@ class Entrance:
         self._waiting.pop(session, None)
         if declared and self.returned is not None:
             self.returned(user_id, session.id)
+        if self.entered is not None:
+            self.entered(session)
 
     def replace(self, user: User, session_id: str, before: float = math.inf) -> None:
         """A device is back before it was noticed that it was gone: end the session that it had.
@@ -264,6 +263,16 @@ class Entrance:
                 elif left > 0 and not session.warned:
                     session.warned = True
                     self._hub.reply(session, TokenExpiring(in_=round(left, 3)))
+
+
+def too_many(limit: int) -> ClientError:
+    """What a user is told who has as many sessions as are allowed; the new one ends with it."""
+    return ClientError(
+        ErrorCode.TOO_MANY,
+        f"a user may have at most {limit} connections",
+        close=CloseCode.RATE_LIMITED,
+        retry_after=30.0,
+    )
 
 
 def _error(code: ErrorCode, message: str, retry_after: float | None = None) -> Error:
