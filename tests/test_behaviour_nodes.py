@@ -223,10 +223,10 @@ async def test_a_revocation_that_was_kept_and_not_told_is_told_again(monkeypatch
             assert peers is not None
             tell, faults = peers.tell, [BrokerUnavailable("the connection broke")]
 
-            async def breaking(message: bytes, *, node: str | None = None) -> None:
+            async def breaking(message: bytes, **how: Any) -> None:
                 if faults:
                     raise faults.pop()
-                await tell(message, node=node)
+                await tell(message, **how)
 
             monkeypatch.setattr(peers, "tell", breaking)
             assert await one.hub.cluster.everywhere.revoke(user_id="mallory") == (0, False)

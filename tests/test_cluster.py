@@ -71,7 +71,7 @@ class Mailbox:
         self.ear = ear
         self._post.nodes[self.node] = self
 
-    async def tell(self, message: bytes, *, node: str | None = None) -> None:
+    async def tell(self, message: bytes, *, node: str | None = None, keep: bool = True) -> None:
         if self.node in self._post.away:
             raise BrokerUnavailable("cut off")
         self._post.sent.append((self.node, node, message))

@@ -325,17 +325,25 @@ HISTORIES: list[tuple[Break, str]] = [
 
 
 def hears_itself(place: BrokenPlace) -> None:
-    replace(place.engine, "add_message", lambda real, sender, message, node: real("somebody", message, node))
+    replace(place.engine, "add_message", lambda real, sender, *what: real("somebody", *what))
 
 
 def tells_everybody(place: BrokenPlace) -> None:
-    replace(place.engine, "add_message", lambda real, sender, message, node: real(sender, message, None))
+    replace(place.engine, "add_message", lambda real, sender, message, _, keep: real(sender, message, None, keep))
 
 
 def tells_twice(place: BrokenPlace) -> None:
-    def add(real: Any, sender: str, message: bytes, node: str | None) -> None:
+    def add(real: Any, sender: str, message: bytes, *how: Any) -> None:
         for _ in range(2 if b"7" in message else 1):
-            real(sender, message, node)
+            real(sender, message, *how)
+
+    replace(place.engine, "add_message", add)
+
+
+def tells_in_passing_to_nobody(place: BrokenPlace) -> None:
+    def add(real: Any, sender: str, message: bytes, node: str | None, keep: bool) -> None:
+        if keep:
+            real(sender, message, node, keep)
 
     replace(place.engine, "add_message", add)
 
@@ -436,6 +444,7 @@ def keeps_all_kinds_together(place: BrokenPlace) -> None:
 
 PEERS: list[tuple[Break, str]] = [
     (hears_itself, "test_all_others_hear_it_once_and_in_order"),
+    (tells_in_passing_to_nobody, "test_what_is_not_kept_is_heard_by_who_is_there"),
     (tells_everybody, "test_one_node_alone_hears_it"),
     (tells_twice, "test_all_others_hear_it_once_and_in_order"),
     (tells_in_another_order, "test_messages_of_one_turn_keep_their_order"),

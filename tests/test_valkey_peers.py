@@ -320,6 +320,29 @@ async def test_who_was_away_for_too_long_hears_that_it_missed_some(
         await two.stop()
 
 
+async def test_what_is_not_kept_pushes_nothing_out_that_is(own_valkey: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that was cut off misses questions, and nothing else, however many were asked."""
+    monkeypatch.setattr(bus, "KEPT", 5)
+    async with place(own_valkey).nodes(1) as (one,), fault_proxy(("127.0.0.1", own_valkey.port)) as way:
+        two = Node(
+            place(own_valkey), ValkeyBroker(settings_for(valkey_url=way.url, valkey_prefix=PREFIX), SystemClock())
+        )
+        await two.start()
+        await eventually(lambda: len(two.ear.alive) == 1, "they know each other")
+        await way.refuse()
+        way.reset()
+        await one.peers.tell(b"kept")
+        for number in range(20):
+            await one.peers.tell(b"%d" % number, keep=False)
+        await way.accept()
+        await eventually(lambda: bool(two.ear.messages), "it hears what is kept")
+        await one.peers.tell(b"more")
+        await eventually(lambda: len(two.ear.messages) >= 2, "it goes on")
+        assert [message for _, message in two.ear.messages] == [b"kept", b"more"]
+        assert two.ear.gaps == 0
+        await two.stop()
+
+
 async def test_an_engine_that_is_another_one_means_that_messages_were_missed(own_valkey: Engine) -> None:
     async with place(own_valkey).nodes(2, acquainted=True) as (one, two):
         for number in range(3):

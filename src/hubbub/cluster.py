@@ -132,10 +132,11 @@ class Cluster:
         """Send all other nodes (or one) a message. False: the engine is away, so they may not get it."""
         return await self._send(letter_of(message), node)
 
-    async def ask(self, message: Struct, *, timeout: float | None = None) -> Answers:
+    async def ask(self, message: Struct, *, timeout: float | None = None, keep: bool = True) -> Answers:
         """Send all other nodes a message, and return the answers of those that answer in time. It does not wait for nodes
         that are gone.
 
+        :param keep: False: it is only a question. Who cannot hear it now need not hear it later.
         :param timeout: seconds, from when it was sent; by default :data:`ASK_SECONDS`.
         """
         if self.peers is None:
@@ -148,7 +149,7 @@ class Cluster:
         number = next(self._numbers)
         question = self._asks[number] = _Question(expected, self._hub.loop.create_future())
         try:
-            question.answers.told = await self._send(letter_of(message, number))
+            question.answers.told = await self._send(letter_of(message, number), keep=keep)
             if question.answers.told:
                 await asyncio.wait((question.done,), timeout=ASK_SECONDS if timeout is None else timeout)
         finally:
@@ -158,11 +159,11 @@ class Cluster:
             question.answers.complete = False
         return question.answers
 
-    async def _send(self, letter: bytes, node: str | None = None) -> bool:
+    async def _send(self, letter: bytes, node: str | None = None, keep: bool = True) -> bool:
         if self.peers is None:
             return True
         try:
-            await self.peers.tell(letter, node=node)
+            await self.peers.tell(letter, node=node, keep=keep)
         except BrokerUnavailable:
             self.counts["untold"] += 1
             return False
@@ -219,7 +220,7 @@ class Cluster:
     def _answer(self, sender: str, letter: Letter, answer: Any = None, *, failed: bool = False) -> None:
         if letter.ask and sender:
             reply = no_answer_of(letter.ask) if failed else answer_of(letter.ask, answer)
-            self._hub.background(self._send(reply, sender))
+            self._hub.background(self._send(reply, sender, keep=False))
 
     def _answered(self, sender: str, letter: Letter) -> None:
         question = self._asks.get(letter.ask)

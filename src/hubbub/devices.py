@@ -77,7 +77,7 @@ class Devices:
             while some := list(islice(asked, MAX_USERS)):
                 now = self._hub.clock.monotonic()
                 sessions = [(each.user_id, each.id, now - each.started) for each in some]
-                answers = await self._cluster.ask(Newcomers(sessions))
+                answers = await self._cluster.ask(Newcomers(sessions), keep=False)
                 for index, session in enumerate(some):
                     self._judge(session, sum(_number(answer, index) for answer in answers))
         finally:

@@ -158,7 +158,7 @@ class Everywhere:
         complete = True
         rest = iter(users)
         while some := list(islice(rest, MAX_USERS)):
-            answers = await self._cluster.ask(Count(some))
+            answers = await self._cluster.ask(Count(some), keep=False)
             complete &= answers.complete
             for answer in answers:
                 found.update(answer if isinstance(answer, dict) else {})

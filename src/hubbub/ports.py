@@ -441,10 +441,12 @@ class Peers(Protocol):
         """Who is told. Once, before the broker starts."""
         ...
 
-    async def tell(self, message: bytes, *, node: str | None = None) -> None:
+    async def tell(self, message: bytes, *, node: str | None = None, keep: bool = True) -> None:
         """Send a message to all other nodes (or to one): each gets it once, also after a short absence, or its ear hears
         that it :meth:`~Ear.missed` some.
 
+        :param keep: False: only who can hear it now gets it, nobody misses it, and it is in no order with the others. For
+            what is of no use later: questions of the moment, and answers.
         :raises BrokerUnavailable: it may not have been sent.
         """
         ...

@@ -170,6 +170,20 @@ class PeersContract:
                 await nodes[0].peers.tell(message, node=nodes[1].peers.node if number % 3 else None)
             await _until_said(place, nodes[1], nodes[0], wanted)
 
+    async def test_what_is_not_kept_is_heard_by_who_is_there(self, place: Place) -> None:
+        async with place.nodes(3) as nodes:
+            wanted = [b"%d \x00\xff\r\n" % number for number in range(100)]
+            for message in wanted:
+                await nodes[0].peers.tell(message, keep=False)
+            await nodes[0].peers.tell(b"one", node=nodes[1].peers.node, keep=False)
+            await nodes[0].peers.tell(b"nobody", node="there-is-none", keep=False)
+            await _until_said(place, nodes[1], nodes[0], [*wanted, b"one"])
+            await _until_said(place, nodes[2], nodes[0], wanted)
+            assert nodes[0].ear.messages == []
+            async with place.node() as late:
+                await nodes[0].peers.tell(b"last")
+                await _until_said(place, late, nodes[0], [b"last"])
+
     async def test_a_large_message(self, place: Place) -> None:
         async with place.nodes(2) as nodes:
             wanted = [bytes(range(256)) * 1024, b"."]

@@ -409,9 +409,14 @@ class MemoryEngine:
 
     # -- what nodes tell each other
 
-    def add_message(self, sender: str, message: bytes, node: str | None) -> None:
+    def add_message(self, sender: str, message: bytes, node: str | None, keep: bool = True) -> None:
         """Keep a message for who has not heard it yet, and let those that can hear it now."""
         with self.lock:
+            if not keep:
+                for broker in self._brokers:
+                    if broker.node != sender and node in (None, broker.node):
+                        broker.soon(partial(broker.hear_passing, sender, bytes(message)))
+                return
             self._number += 1
             self._told.append(_Told(self._number, self.clock.monotonic(), sender, node, bytes(message)))
             for broker in self._brokers:

@@ -278,6 +278,11 @@ class MemoryEngineBroker:
         for sender, message in messages:
             ear.heard(sender, message)
 
+    def hear_passing(self, sender: str, message: bytes) -> None:
+        """A message of another node that is not kept."""
+        if self.peers.ear is not None:
+            self.peers.ear.heard(sender, message)
+
     def report(self) -> None:
         """This node's beat."""
         if self.peers.ear is not None:
@@ -319,12 +324,12 @@ class MemoryEnginePeers:
         """As :class:`~hubbub.ports.Peers` has it."""
         self.ear = ear
 
-    async def tell(self, message: bytes, *, node: str | None = None) -> None:
+    async def tell(self, message: bytes, *, node: str | None = None, keep: bool = True) -> None:
         """As :class:`~hubbub.ports.Peers` has it.
 
         :raises BrokerUnavailable: cut off, or it waited for too long.
         """
-        await self._broker.do(lambda: self._engine.add_message(self.node, message, node))
+        await self._broker.do(lambda: self._engine.add_message(self.node, message, node, keep))
 
     def here(self, channel: str, user_id: str, here: Here | None) -> None:
         """As :class:`~hubbub.ports.Peers` has it."""

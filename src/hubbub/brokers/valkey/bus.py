@@ -21,6 +21,8 @@ log = logging.getLogger("hubbub")
 
 TELL: Final = Script("tell.lua")
 ALL: Final = "all"
+PASSING: Final = b"-"
+"""In place of the number of a message that is not kept."""
 KEPT: Final = 1024
 """Messages that are kept, of those to all and of those to each node."""
 KEPT_SECONDS: Final = 300
@@ -99,12 +101,17 @@ class Bus:
         """Pub/sub channels to listen to, and whose messages come there."""
         return {self._keys.home.key("b", to): to for to in (ALL, self.node)}
 
-    async def tell(self, message: bytes, node: str | None) -> None:
+    async def tell(self, message: bytes, node: str | None, keep: bool = True) -> None:
         """Send a message to all other nodes, or to one.
 
+        :param keep: as :meth:`hubbub.ports.Peers.tell` has it.
         :raises BrokerUnavailable: it may not have been sent.
         """
         shard = self._shard()
+        if not keep:
+            channel = self._keys.home.key("b", node or ALL)
+            await shard.call(shard.publish_verb, channel, b"%b %b\n%b" % (PASSING, self.node.encode(), message))
+            return
         keys, args = telling(self._keys, self.node, message, node, shard.publish_verb)
         await shard.run(TELL, keys, args)
 
@@ -115,8 +122,11 @@ class Bus:
         head, _, message = payload.partition(b"\n")
         number, _, sender = head.partition(b" ")
         try:
-            count = int(number)
             name = sender.decode()
+            if number == PASSING:
+                self._hand(name, message)
+                return
+            count = int(number)
         except ValueError:
             log.warning("a message on the bus of the nodes cannot be read, it is passed over")
             return

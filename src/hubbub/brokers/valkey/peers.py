@@ -336,8 +336,8 @@ class ValkeyPeers:
 
     # -- messages, facts
 
-    async def tell(self, message: bytes, *, node: str | None = None) -> None:
-        await self._bus.tell(message, node)
+    async def tell(self, message: bytes, *, node: str | None = None, keep: bool = True) -> None:
+        await self._bus.tell(message, node, keep)
 
     async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
         home = self._home
