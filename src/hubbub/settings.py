@@ -80,7 +80,9 @@ class Settings(BaseSettings):
 
     # -- how many
     max_connections: Count = Field(default=100_000, description="WebSocket connections in all; 0 = off.")
-    max_connections_per_user: Count = Field(default=50, description="Live sessions of one user, over all nodes; 0 = off.")
+    max_connections_per_user: Count = Field(
+        default=50, description="Live sessions of one user, over all nodes; 0 = off."
+    )
     max_connections_per_address: Count = Field(
         default=1000, description="Connections from one address (one /64 for IPv6); 0 = off."
     )

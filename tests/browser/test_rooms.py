@@ -142,6 +142,7 @@ def test_moderators_mute_remove_and_ban(somebody: Somebody) -> None:
     ada.dialog.get_by_role("button", name="Remove", exact=True).click()
     expect(eve.page.locator("#empty-text")).to_have_text("A moderator removed you from this room.")
     expect(eve.field).to_be_hidden()
+    expect(eve.page.locator("#other-rooms [data-room=order]")).to_be_visible()  # anybody may come in
     eve.enter("order")
     menu("Ban…")
     ada.dialog.get_by_role("button", name="Ban").click()

@@ -181,7 +181,7 @@ export class Rooms extends Emitter {
     } finally {
       room.leaving = false;
     }
-    this.#lose(room, "");
+    this.#lose(room, "", true);
   }
 
   async decline(id) {
@@ -190,9 +190,13 @@ export class Rooms extends Emitter {
     this.emit("list");
   }
 
-  #lose(room, reason) {
+  /** We are out of a room; `remains`: it is still there, among the other ones if it is public. */
+  #lose(room, reason, remains = false) {
     if (this.all.get(room.id) !== room) return;
     this.all.delete(room.id);
+    if (remains && room.info.visibility === "public" && !this.others.some((info) => info.room_id === room.id)) {
+      this.others = [...this.others, { ...room.info, me: null }];
+    }
     room.state = "gone";
     room.reason = reason;
     room.clearTyping();
@@ -262,7 +266,7 @@ export class Rooms extends Emitter {
     if (this.invitations.delete(id)) this.emit("list");
     const room = this.all.get(id);
     const why = { kicked: "A moderator removed you from this room.", banned: "You are banned from this room.", left: "You left this room on another device." };
-    if (room) this.#lose(room, room.leaving ? "" : (why[reason] ?? "You are not in this room any more."));
+    if (room) this.#lose(room, room.leaving ? "" : (why[reason] ?? "You are not in this room any more."), reason in why);
   }
 
   #joined(room, detail) {
