@@ -61,6 +61,8 @@ class Shard:
 
     :ivar partitions: those that are there; set by who made it.
     :ivar up: connected, and subscribed to all that is wanted.
+    :ivar connection: the number of the connection, from 1; higher with each. What is sent with it can be told from what an
+        older connection's bytes, late, still ask for.
     :ivar fences: by tag of a partition: the fence, and its token.
     :ivar on_up: called after each connection with whether the engine is another one than the last time (or was restarted).
     :ivar on_sweep: called about twice a second.
@@ -87,6 +89,7 @@ class Shard:
         self._unsubscribe = "SUNSUBSCRIBE" if sharded else "UNSUBSCRIBE"
         self.publish_verb = "SPUBLISH" if sharded else "PUBLISH"
         self.up = False
+        self.connection = 0
         self.stopped = False
         self.main: Wire | None = None
         self.reads: Wire | None = None
@@ -199,6 +202,7 @@ class Shard:
 
     async def _connect(self) -> None:
         self._open = False
+        self.connection += 1
         address = await self._locate(self)
         self.main = main = await Wire.connect(
             address, name=f"hubbub-{self._name}", timeout=CONNECT, pushed=self._pushed, lost=self._wire_lost
