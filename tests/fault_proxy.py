@@ -2,8 +2,9 @@
 
 Everything is switched at run time and holds for connections that are open too: ``proxy.delay = 0.3`` (seconds each way),
 ``.jitter``, ``.slice`` (bytes per write), ``.stall()`` (nothing passes and nothing is closed: a black hole), ``.stall("up")``
-(nothing towards the target), ``.heal()``, ``.reset()`` (RST to both ends of all connections), ``.refuse()`` (nobody listens),
-``.target`` (where new connections go).
+(nothing towards the target), ``.hold()`` (what is open now stands still, and new connections work: after ``.let_go()`` its
+bytes come late, whoever sent them has gone), ``.heal()``, ``.reset()`` (RST to both ends of all connections), ``.refuse()``
+(nobody listens), ``.target`` (where new connections go).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class FaultProxy:
     """See :func:`fault_proxy`.
 
     :param tls: it takes connections by TLS with this.
-    :ivar passed: bytes that have passed, by direction.
+    :ivar taken: bytes that have come, by direction; ``passed``: that went on.
     """
 
     def __init__(self, target: Target, tls: ssl.SSLContext | None = None) -> None:
@@ -40,11 +41,13 @@ class FaultProxy:
         self.delay = 0.0
         self.jitter = 0.0
         self.slice = 0
+        self.taken = {"up": 0, "down": 0}
         self.passed = {"up": 0, "down": 0}
         self._tls = tls
         self._open = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self._moving: dict[asyncio.Task[None], asyncio.Event] = {}
         self.heal()
 
     @property
@@ -66,6 +69,16 @@ class FaultProxy:
         self.delay = self.jitter = self.slice = 0
         for way in self._open.values():
             way.set()
+
+    def hold(self) -> None:
+        """Let nothing pass any more on the connections that are open now."""
+        for moving in self._moving.values():
+            moving.clear()
+
+    def let_go(self) -> None:
+        """What was held comes, as TCP brings what it repeats: long after another connection was made in its place."""
+        for moving in self._moving.values():
+            moving.set()
 
     def reset(self) -> None:
         """End all connections by RST."""
@@ -95,6 +108,8 @@ class FaultProxy:
         task = asyncio.current_task()
         assert task is not None
         self._connections[task] = [writer]
+        self._moving[task] = moving = asyncio.Event()
+        moving.set()
         try:
             if isinstance(self.target, Path):
                 onward = await asyncio.open_unix_connection(self.target)
@@ -102,29 +117,40 @@ class FaultProxy:
                 onward = await asyncio.open_connection(*self.target)
             self._connections[task].append(onward[1])
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, onward[1], "up"))
-                group.create_task(self._pump(onward[0], writer, "down"))
+                group.create_task(self._pump(reader, onward[1], "up", moving))
+                group.create_task(self._pump(onward[0], writer, "down", moving))
         except* (OSError, ssl.SSLError, asyncio.CancelledError):
             pass  # either end has gone, or the test ends: the other end sees it below
         finally:
+            del self._moving[task]
             for each in self._connections.pop(task):
                 each.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, moving: asyncio.Event
+    ) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._write(queue, writer, way))
-            while data := await reader.read(65_536):
+            group.create_task(self._write(queue, writer, way, moving))
+            while data := await _read(reader, moving):
+                self.taken[way] += len(data)
                 await queue.put((time.monotonic(), data))
             await queue.put((time.monotonic(), b""))
 
-    async def _write(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, way: Way) -> None:
+    async def _write(
+        self,
+        queue: asyncio.Queue[tuple[float, bytes]],
+        writer: asyncio.StreamWriter,
+        way: Way,
+        moving: asyncio.Event,
+    ) -> None:
         while True:
             came, data = await queue.get()
             late = came + self.delay + self.jitter * random.random() - time.monotonic()
             if late > 0 and (self.delay or self.jitter):
                 await asyncio.sleep(late)
             await self._open[way].wait()
+            await moving.wait()
             if not data:
                 # the end of one direction ends both, as engines and nodes never use the half
                 raise ConnectionResetError("one end closed")
@@ -137,6 +163,15 @@ class FaultProxy:
                 if self.slice:
                     await asyncio.sleep(0)
             self.passed[way] += len(data)
+
+
+async def _read(reader: asyncio.StreamReader, moving: asyncio.Event) -> bytes:
+    try:
+        return await reader.read(65_536)
+    except OSError:
+        if moving.is_set():
+            raise
+        return b""  # what it sent before is on its way
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.support import settings_for
 
 pytestmark = pytest.mark.anyio
 KEEPS = ChannelOptions(history_size=100)
+PASSES = ChannelOptions(history_size=0)
 LOCAL = ChannelOptions(history_size=100, offline="local")
 
 
@@ -434,6 +436,76 @@ async def test_what_was_sent_is_not_delivered_locally_too(own_valkey: Engine) ->
         proxy.reset()
         proxy.heal()
         assert (await had(lambda: broker.recover("a", None, 0, LOCAL))).position.offset == 1
+
+
+async def test_what_a_given_up_connection_still_brings_is_refused(own_valkey: Engine) -> None:
+    """TCP goes on repeating what it was given: it may come when its answer, had over another connection, is forgotten."""
+    async with (
+        fault_proxy(("127.0.0.1", own_valkey.port)) as proxy,
+        node(proxy.url) as (broker, _),
+        node(own_valkey.unix_url) as (other, heard),
+    ):
+        await other.subscribe("a")
+        await broker.publish("a", publication("first"), KEEPS)
+        proxy.hold()
+        before = proxy.taken["up"]
+        late = asyncio.ensure_future(broker.publish("a", publication("pay"), KEEPS))
+        passing = asyncio.ensure_future(broker.publish("b", publication("passes"), PASSES))
+        await until(lambda: proxy.taken["up"] > before, "it is on its way")
+        broker.shards[0].drop()
+        assert (await late).offset == 2
+        await passing
+        for number in range(40):
+            await broker.publish("a", publication(str(number)), KEEPS)
+            await broker.publish("b", publication(str(number)), PASSES)
+        refused = partial(own_valkey.info, "errorstats")
+        assert "errorstat_LATE" not in refused()
+        proxy.let_go()
+        await until(lambda: refused().get("errorstat_LATE") == "count=2", "both have come")
+        told = [payload for _, payload in heard.payloads]
+        assert sum(b"pay" in payload for payload in told) == 1
+        assert (await other.recover("a", None, 0, KEEPS)).position.offset == 42
+
+
+async def test_here_alone_what_is_said_is_heard_in_its_order(own_valkey: Engine) -> None:
+    """``local``: what waited for the engine comes before what did not wait any more."""
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, heard):
+        await broker.subscribe("a")
+        await proxy.refuse()
+        proxy.reset()
+        await until(lambda: not broker.shards[0].up, "the engine is away")
+        said: list[asyncio.Future[Position]] = []
+        end = time.monotonic() + PATIENCE + 1.0
+        while time.monotonic() < end:  # over the moment from which on nothing waits any more
+            said.append(asyncio.ensure_future(broker.publish("a", publication(str(len(said))), LOCAL)))
+            await asyncio.sleep(0.02)
+        positions = await asyncio.gather(*said)
+        assert all(not position.offset for position in positions)
+        assert [int(payload.split(b'"')[5]) for _, payload in heard.payloads] == list(range(len(said)))
+
+
+async def test_what_is_only_handed_on_needs_no_room_in_the_engine(own_valkey: Engine) -> None:
+    """In the same turn as what does, and is refused: each has its own answer, and what is refused nobody has heard."""
+    async with node(own_valkey.unix_url) as (broker, _), node(own_valkey.unix_url) as (other, heard):
+        for channel in ("a", "b", "c"):
+            await other.subscribe(channel)
+        await broker.publish("a", publication("1"), KEEPS)
+        own_valkey.call("CONFIG", "SET", "maxmemory", "1mb")
+        relayed = publication("relayed")
+        relayed.offset = 7
+        refused, passed, again, told = await asyncio.gather(
+            broker.publish("a", publication("refused"), KEEPS),
+            broker.publish("b", publication("passes"), PASSES),
+            broker.publish("a", publication("refused too"), KEEPS),
+            broker.relay("c", [relayed]),
+            return_exceptions=True,
+        )
+        assert isinstance(refused, ClientError)
+        assert isinstance(again, ClientError)
+        assert isinstance(passed, Position)
+        assert told is None
+        await until(lambda: len(heard.payloads) == 3, "what is handed on is heard")
+        assert not [payload for _, payload in heard.payloads if b"refused" in payload]
 
 
 async def test_a_channel_that_is_taken_away_is_not_taken_for_a_confirmation() -> None:

@@ -14,7 +14,8 @@ from hubbub.messages import Position
 from tests.engine_scene import elapse, scene
 from tests.engine_support import HOST, Engine, until
 from tests.fault_proxy import FaultProxy, fault_proxy
-from tests.test_valkey_broker import KEEPS, had, node, publication
+from tests.test_valkey_broker import KEEPS, PASSES, had, node, publication
+from tests.test_valkey_broker import until as eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -72,18 +73,42 @@ async def test_without_replicas_publishers_are_told_and_everything_else_goes_on(
         assert kept_by(replica, "a") == 3
 
 
+async def test_what_no_replica_keeps_does_not_wait_for_any(own_valkey: Engine) -> None:
+    """Typing, say, and what the store has numbered: it is handed on at once, while publications wait in vain."""
+    async with (
+        a_replica(own_valkey) as (_, way),
+        node(own_valkey.unix_url, valkey_replicas=1, valkey_timeout=3.0) as (broker, _),
+        node(own_valkey.unix_url) as (other, heard),
+    ):
+        for channel in ("a", "b"):
+            await other.subscribe(channel)
+        await broker.publish("a", publication("1"), KEEPS)
+        way.stall()
+        waiting = []
+        for number in range(2, 12):  # in more batches than may be under way without an answer
+            waiting.append(asyncio.ensure_future(broker.publish("a", publication(str(number)), KEEPS)))
+            assert (await broker.publish("b", publication(str(number)), PASSES)).offset == 0
+        relayed = publication("r")
+        relayed.offset = 7
+        await broker.relay("b", [relayed])
+        assert not any(each.done() for each in waiting)
+        await eventually(lambda: len(heard.payloads) == 22, "all is heard, whether it counts or not")
+        way.heal()
+        assert [position.offset for position in await asyncio.gather(*waiting)] == list(range(2, 12))
+
+
 async def test_the_memory_being_full_does_not_make_it_say_more_than_there_is(own_valkey: Engine) -> None:
     async with (
         a_replica(own_valkey) as (_, way),
         node(own_valkey.unix_url, valkey_replicas=1, valkey_timeout=1.5) as (broker, _),
     ):
         await broker.publish("a", publication("1"), KEEPS)
-        own_valkey.call("CONFIG", "SET", "maxmemory", "1mb")
-        live = KEEPS.model_copy(update={"history_size": 0})
-        assert (await broker.publish("b", publication("2"), live)).offset == 0
         way.stall()
+        waiting = asyncio.ensure_future(broker.publish("a", publication("2"), KEEPS))
+        await asyncio.to_thread(until, lambda: kept_by(own_valkey, "a") == 2, "it is not there yet")
+        own_valkey.call("CONFIG", "SET", "maxmemory", "1mb")
         with pytest.raises(BrokerUnavailable, match="too few replicas"):
-            await broker.publish("b", publication("3"), live)
+            await waiting
 
 
 async def test_what_a_dead_primary_had_not_passed_on_is_published_again(own_valkey: Engine) -> None:

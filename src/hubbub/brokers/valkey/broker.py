@@ -83,7 +83,8 @@ class ValkeyBroker:
         self._inlet: Inlet | None = None
         self._topology: Topology | None = None
         self._lines: dict[str, _Line] = {}
-        self._outbound: list[Outbound] = []
+        self._keeping: list[Outbound] = []
+        self._passing: list[Outbound] = []
         self._readers: list[Reader] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._bases = 0
@@ -138,16 +139,18 @@ class ValkeyBroker:
         await topology.start()
         self._room = Room(settings.valkey_queue, settings.valkey_queue_bytes)
         for partition in self.keys.partitions:
-            self._outbound.append(
-                Outbound(
-                    topology.shard_of,
-                    partition,
-                    self.node,
-                    self.clock.time,
-                    self._room,
-                    history_bytes=settings.history_bytes,
+            for ways, keeps in ((self._keeping, True), (self._passing, False)):
+                ways.append(
+                    Outbound(
+                        topology.shard_of,
+                        partition,
+                        self.node,
+                        self.clock.time,
+                        self._room,
+                        keeps=keeps,
+                        history_bytes=settings.history_bytes,
+                    )
                 )
-            )
             self._readers.append(Reader(partition, topology.shard_of, self._base))
         await topology.came_up(settings.valkey_timeout)
         for shard in topology.shards:
@@ -161,7 +164,7 @@ class ValkeyBroker:
         if self._topology is None:
             return
         await self._peers.stop()
-        for outbound in self._outbound:
+        for outbound in self._ways:
             outbound.fail()
         await self._topology.stop()
         for task in list(self._tasks):
@@ -171,11 +174,20 @@ class ValkeyBroker:
         self._topology = None
         self._inlet = None
         self._started = False
-        self._outbound.clear()
+        self._keeping.clear()
+        self._passing.clear()
         self._readers.clear()
         self._lines.clear()
         self.node = _new_id()
         self._own = self.node.encode()  # it may be started again: as another node
+
+    @property
+    def _ways(self) -> list[Outbound]:
+        return self._keeping + self._passing
+
+    @staticmethod
+    def _is_away(shard: Shard, now: float) -> bool:
+        return not shard.up and now - shard.down_since > PATIENCE
 
     def _base(self) -> str:
         self._bases += 1
@@ -184,8 +196,9 @@ class ValkeyBroker:
     def _up(self, shard: Shard, changed: bool) -> None:
         """Connected, and subscribed again to all that is wanted."""
         for partition in shard.partitions:
-            if partition.index < len(self._outbound):
-                self._outbound[partition.index].again()
+            for ways in (self._keeping, self._passing):
+                if partition.index < len(ways):
+                    ways[partition.index].again()
         if self._inlet is not None and self._started:
             lines = list(self._lines.values())
             if len(self.shards) > 1:  # the channels of the others are as they were
@@ -201,9 +214,11 @@ class ValkeyBroker:
             tell(shard, changed)
 
     def _sweep(self, now: float) -> None:
-        for outbound in self._outbound:
+        for outbound in self._ways:
+            if self._is_away(outbound.shard, now):
+                outbound.give_up_local()
             outbound.sweep(now)
-        self.stats.waiting = sum(map(len, self._outbound))
+        self.stats.waiting = sum(map(len, self._ways))
         self.stats.waiting_bytes = self._room.bytes
         self.stats.subscriptions = len(self._lines)
 
@@ -242,7 +257,9 @@ class ValkeyBroker:
         shard = self.shard_of(partition)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not shard.up and now - shard.down_since > PATIENCE:
+        outbound = (self._keeping if options.history_size else self._passing)[partition.index]
+        if self._is_away(shard, now):
+            outbound.give_up_local()  # what came before it
             self._without(channel, publication, options, done)
             return
         if type(publication.at) is not float:
@@ -253,7 +270,7 @@ class ValkeyBroker:
             once = version = None
         entry = Entry(channel, stored(publication), options, done, now + self._settings.valkey_timeout, once, version)
         try:
-            self._outbound[partition.index].add(entry)
+            outbound.add(entry)
         except ClientError as error:
             done(None, error)
 
@@ -297,12 +314,12 @@ class ValkeyBroker:
         shard = self.shard_of(partition)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not shard.up and now - shard.down_since > PATIENCE:
+        if self._is_away(shard, now):
             raise BrokerUnavailable("the engine is away")
         future: asyncio.Future[Position] = loop.create_future()
         self.stats.relayed += len(bodies)
         deadline = now + self._settings.valkey_timeout
-        outbound = self._outbound[partition.index]
+        outbound = self._passing[partition.index]
         try:
             for body in bodies[:-1]:
                 outbound.add(Entry(channel, body, RELAYED, _nobody, deadline))

@@ -30,7 +30,9 @@ Done: TypeAlias = Callable[[Position | None, Exception | None], None]
 """Told the position, or why there is none."""
 
 AT_ONCE: Final = 4
-"""Batches under way. More would only make them smaller: what waits joins the next one."""
+"""Batches that the engine has not answered. More would only make them smaller: what waits joins the next one."""
+UNCONFIRMED: Final = 24
+"""Batches under way, with those that wait for replicas: fewer than the engine remembers the answers of (32)."""
 BATCH: Final = 256
 """Publications in one batch."""
 BATCH_BYTES: Final = 1 << 20
@@ -125,6 +127,8 @@ class Outbound:
 
     :param shard_of: where it is now.
     :param node: this node's id.
+    :param keeps: the way is for what has history. What has none goes another way, so that it waits neither for replicas
+        nor for room in the engine's memory.
     :param time: unix seconds.
     """
 
@@ -136,11 +140,14 @@ class Outbound:
         time: Callable[[], float],
         room: Room,
         *,
+        keeps: bool,
         history_bytes: int,
     ) -> None:
         self._shard_of = shard_of
         self._partition = partition
         self._node = node
+        self._keeps = keeps
+        self._writer = partition.key("w", node if keeps else f"{node}-")
         self._time = time
         self._room = room
         self._history_bytes = history_bytes
@@ -179,10 +186,16 @@ class Outbound:
         self._scheduled = False
         if self._repairing:
             return
-        while self._queue and self.shard.up and len(self._under_way) < AT_ONCE:
+        while self._queue and self._may_send():
             batch = self._next()
             self._under_way.append(batch)
             self._send(batch)
+
+    def _may_send(self) -> bool:
+        shard = self.shard
+        if not shard.up or shard.main is None or not shard.main.open or len(self._under_way) >= UNCONFIRMED:
+            return False
+        return sum(batch.reply is None for batch in self._under_way) < AT_ONCE
 
     def _next(self) -> _Batch:
         """Take the next batch from the queue: groups of publications of one channel, each in its order."""
@@ -211,7 +224,7 @@ class Outbound:
         return batch
 
     def _describe(self, batch: _Batch) -> None:
-        """The keys and arguments of publish.lua, but for the first six."""
+        """The keys and arguments of publish.lua, but for the first seven."""
         keys, args = batch.keys, batch.args
         base = f"{self._node[:8]}{batch.number:x}"  # a node's id is new at every start, so no epoch comes twice
         for group in batch.groups:
@@ -254,9 +267,11 @@ class Outbound:
             return
         batch.error = batch.reply = None
         batch.sent = self._loop.time()
-        keys = (self._partition.key("f"), self._partition.key("w", self._node), *batch.keys)
+        shard = self.shard
+        keys = (self._partition.key("f"), self._writer, *batch.keys)
         # what is under way before it must be carried out before it; else it is refused (EARLY)
-        head = (fence[0], fence[1], batch.number, int(self._time()), self.shard.publish_verb, self._under_way[0].number)
+        oldest = self._under_way[0].number
+        head = (*fence, batch.number, int(self._time()), shard.publish_verb, oldest, shard.connection)
         command = ("EVALSHA", PUBLISH.sha, len(keys), *keys, *head, *batch.args)
         wire.send(command, lambda reply, error: self._answered(batch, reply, error))
 
@@ -265,11 +280,13 @@ class Outbound:
             self._went_wrong(batch, error)
             return
         replicas = self.shard.replicas
-        if replicas is None:
+        if replicas is None or not self._keeps:
             self._settle(batch, reply)
             return
         batch.reply = reply
         replicas.confirm(partial(self._confirmed, batch))
+        if self._queue:
+            self._flush()
         self._repair()
 
     def _confirmed(self, batch: _Batch) -> None:
@@ -361,6 +378,17 @@ class Outbound:
         for batch in list(self._under_way):
             self._send(batch)
         self._flush()
+
+    def give_up_local(self) -> None:
+        """The engine is away: what was never sent, and has the option ``local``, is refused, in its order."""
+        kept: deque[Entry] = deque()
+        local: list[Entry] = []
+        for entry in self._queue:
+            (local if entry.options.offline == "local" else kept).append(entry)
+        self._queue = kept
+        for entry in local:
+            self._room.give(1, len(entry.body))
+            _tell(entry, None, BrokerUnavailable("the engine is away"))
 
     def sweep(self, now: float) -> None:
         """Give up what waited too long."""

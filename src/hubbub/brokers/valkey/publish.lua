@@ -1,7 +1,7 @@
 -- Publish a batch: numbers, history and fan-out of all its publications as one act.
 -- KEYS: fence, writer, then per group: meta and history where it has history, and the idempotency key where it has one.
 -- ARGV: fence as the node knows it, token, batch number, unix seconds, PUBLISH or SPUBLISH, number of the oldest batch that the
---   node has no answer to; then per group:
+--   node has no answer to, number of the node's connection; then per group:
 --   pub/sub channel, flags (h: has history, o: an idempotency key follows among the keys, v: a version, r: they have their
 --   offsets from elsewhere), count, [r: the node that has told its own subscribers of them]
 --   [h: base for a new meta, size, ttl (ms), bytes, seconds for which the meta is kept] [o: its seconds] [v: the version],
@@ -12,17 +12,21 @@ local fence = redis.call('GET', KEYS[1])
 if fence ~= ARGV[1] then
   return redis.error_reply('FENCED the engine is another one than this node knows')
 end
-local done = redis.call('HGET', KEYS[2], ARGV[3])
-if done then
-  return done -- the connection broke before its answer came
+local known = redis.call('HMGET', KEYS[2], 'c', ARGV[3], ARGV[3] - 1)
+if known[1] and known[1] - ARGV[7] > 0 then
+  -- a given up connection's bytes may come at any time, and answers are remembered for 32 batches
+  return redis.error_reply('LATE the node has another connection')
 end
-if ARGV[3] - ARGV[6] > 0 and redis.call('HEXISTS', KEYS[2], ARGV[3] - 1) == 0 then
+if known[2] then
+  return known[2] -- the connection broke before its answer came
+end
+if ARGV[3] - ARGV[6] > 0 and not known[3] then
   return redis.error_reply('EARLY the batch before it has not been carried out')
 end
 local token, now, send = ARGV[2], tonumber(ARGV[4]), ARGV[5]
 local results = {}
 local kept = false
-local key, arg, last = 3, 7, #ARGV
+local key, arg, last = 3, 8, #ARGV
 
 local function header(count)
   if count < 16 then
@@ -123,9 +127,9 @@ while arg <= last do
 end
 local answer = table.concat(results, ';')
 if kept then
-  redis.call('HSET', KEYS[2], ARGV[3], answer)
+  redis.call('HSET', KEYS[2], ARGV[3], answer, 'c', ARGV[7])
 else
-  redis.pcall('HSET', KEYS[2], ARGV[3], answer) -- what is only handed on does not depend on the engine's memory
+  redis.pcall('HSET', KEYS[2], ARGV[3], answer, 'c', ARGV[7]) -- what is only handed on does not depend on the engine's memory
 end
 redis.call('HDEL', KEYS[2], ARGV[3] - 32)
 redis.call('EXPIRE', KEYS[2], 600)

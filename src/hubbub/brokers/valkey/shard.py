@@ -12,6 +12,7 @@ replication history. Another one than before was restarted, or is a replica that
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -48,6 +49,8 @@ MOVING: Final = frozenset({"ASK", "TRYAGAIN"})
 LASTING: Final = 5.0
 """Seconds after which a connection is taken for a good one: after a shorter one, the pauses go on growing."""
 
+_CONNECTIONS: Final = itertools.count(1)
+
 Listener = Callable[[bytes], None]
 
 
@@ -61,8 +64,8 @@ class Shard:
 
     :ivar partitions: those that are there; set by who made it.
     :ivar up: connected, and subscribed to all that is wanted.
-    :ivar connection: the number of the connection, from 1; higher with each. What is sent with it can be told from what an
-        older connection's bytes, late, still ask for.
+    :ivar connection: the number of the connection, higher with each of this process. What is sent with it can be told from
+        what an older connection's bytes, late, still ask for.
     :ivar fences: by tag of a partition: the fence, and its token.
     :ivar on_up: called after each connection with whether the engine is another one than the last time (or was restarted).
     :ivar on_sweep: called about twice a second.
@@ -202,7 +205,7 @@ class Shard:
 
     async def _connect(self) -> None:
         self._open = False
-        self.connection += 1
+        self.connection = next(_CONNECTIONS)
         address = await self._locate(self)
         self.main = main = await Wire.connect(
             address, name=f"hubbub-{self._name}", timeout=CONNECT, pushed=self._pushed, lost=self._wire_lost

@@ -115,6 +115,11 @@ class Wire(asyncio.Protocol):
 
     # -- commands
 
+    @property
+    def open(self) -> bool:
+        """Whether what is sent now goes out."""
+        return not self.closed and self._transport is not None and not self._transport.is_closing()
+
     def send(self, args: tuple[Any, ...], answered: Answered) -> None:
         """Send a command; ``answered`` is told its reply."""
         if self.closed or self._transport is None or self._transport.is_closing():
