@@ -539,6 +539,22 @@ async def test_of_many_that_come_at_once_to_all_nodes_as_many_stay_as_may() -> N
         assert (one.hub.sessions_of("bob"), two.hub.sessions_of("bob")) == (2, 1), "the oldest stay"
 
 
+async def test_who_connects_early_and_signs_in_late_comes_late() -> None:
+    async with cluster(2, max_connections_per_user=1) as nodes:
+        one, two = nodes.nodes
+        async with connect(two.ws + "/ws", proxy=None) as early:
+            await until(lambda: bool(two.hub.sessions))
+            nodes.clock.advance(1)
+            async with one.client("bob") as bob:
+                await until(lambda: not one.hub.cluster.devices.asking)
+                nodes.clock.advance(1)
+                await early.send(json.dumps({"type": "auth", "token": two.token("bob")}))
+                while (answer := json.loads(await early.recv()))["type"] != "error":
+                    pass
+                assert answer["code"] == "too_many"
+                await bob.nothing_more()
+
+
 async def test_a_device_that_changes_nodes_is_not_one_too_many() -> None:
     async with cluster(2, max_connections_per_user=1) as nodes:
         one, two = nodes.nodes

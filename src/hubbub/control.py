@@ -134,9 +134,9 @@ class Replaced(Struct, tag="replaced", frozen=True):
 
 
 class Newcomers(Struct, tag="newcomers", frozen=True):
-    """Devices signed in on this node: how many sessions of their users are older than they? Answered with a number for each.
+    """Devices signed in on this node: how many of their users' sessions did so before? Answered with a number for each.
 
-    :ivar sessions: (user, session, its age in seconds) of each.
+    :ivar sessions: (user, session, seconds since it signed in) of each.
     """
 
     sessions: Annotated[list[tuple[UserId, str, float]], Meta(max_length=MAX_USERS)]

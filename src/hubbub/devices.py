@@ -1,7 +1,7 @@
 """How many sessions a user may have, over all nodes together.
 
 A node lets in whom it may by itself, and then asks the others, for all who came within a moment together: nobody's sign-in
-waits for the engine. Who turns out to be too many is closed again. Of two that come at once to two nodes, the younger one.
+waits for the engine. Who turns out to be too many is closed again. Of two that sign in at once on two nodes, the later one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Devices:
         try:
             while some := list(islice(asked, MAX_USERS)):
                 now = self._hub.clock.monotonic()
-                sessions = [(each.user_id, each.id, now - each.started) for each in some]
+                sessions = [(each.user_id, each.id, now - each.entered) for each in some]
                 answers = await self._cluster.ask(Newcomers(sessions), keep=False)
                 for index, session in enumerate(some):
                     self._judge(session, sum(_number(answer, index) for answer in answers))
@@ -87,7 +87,7 @@ class Devices:
         user = session.user
         if not elsewhere or user is None or session.state is not State.OPEN:
             return
-        here = sum(other.started <= session.started for other in user.sessions)
+        here = sum(other.entered <= session.entered for other in user.sessions)
         if here + elsewhere <= self._limit:
             return
         self._hub.metrics.limited("user")
@@ -101,7 +101,7 @@ class Devices:
         for user_id, session_id, age in message.sessions:
             user = users.get(user_id)
             others = user.sessions if user is not None else ()
-            counts.append(sum(now - each.started >= age and each.id != session_id for each in others))
+            counts.append(sum(now - each.entered >= age and each.id != session_id for each in others))
         return counts
 
 

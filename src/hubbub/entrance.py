@@ -151,6 +151,7 @@ class Entrance:
         if declared and self.returned is not None:
             self.returned(user_id, session.id)
         if self.entered is not None:
+            session.entered = self._clock.monotonic()
             self.entered(session)
 
     def replace(self, user: User, session_id: str, before: float = math.inf) -> None:

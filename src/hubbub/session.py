@@ -64,6 +64,7 @@ class Session:
     :ivar handle: what the app holds of it (:class:`hubbub.toolkit.session.Session`), once it has asked.
     :ivar opening: its opening request, where the app has a dependency that wants it.
     :ivar started: monotonic seconds of its start.
+    :ivar entered: monotonic seconds of its signing in, where there are other nodes.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class Session:
         "busy",
         "channels",
         "declared",
+        "entered",
         "handle",
         "id",
         "identity",
@@ -100,6 +102,7 @@ class Session:
         self.busy: list[str | bytes] | None = None
         self.warned = False
         self.declared = False
+        self.entered = 0.0
         self.handle: object | None = None
         self.opening: Request | None = None
         self._tat = 0.0
