@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "ports": ("ports",),
     "runtime": (
         "batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs",
-        "inlet", "cluster", "control", "everywhere", "devices", "others", "lately", "revocation", "quotas",
+        "inlet", "cluster", "control", "agreement", "everywhere", "devices", "others", "lately", "revocation", "quotas",
         "store", "group", "engines", "schema", "migrations", "tables", "files", "gather",
     ),
     "adapters": ("brokers", "transports"),

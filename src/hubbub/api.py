@@ -329,6 +329,9 @@ class Api:
                 response.status_code = 503
                 reason = "the engine does not answer, or this node does not hear what is published there"
                 return {"status": "unavailable", "reason": reason}
+            if (trouble := hub.cluster.agreement.trouble) is not None:
+                response.status_code = 503
+                return {"status": "unavailable", "reason": trouble}
             return {"status": "ready"}
 
         if hub.settings.metrics != "off":

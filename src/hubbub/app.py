@@ -235,6 +235,8 @@ class Hubbub(Declares, Owner):
 
     async def _prepare_store(self, engine: Engine) -> None:
         await schema.prepare(engine, metadata, migrate=True)
+        cluster = self.hub.cluster
+        cluster.agreement.settle(await engine.read(schema.identity), cluster.others)
 
     async def _notify(self, user_ids: Iterable[str], title: str, message: str, *, metadata: dict[str, Any]) -> None:
         await self.notifications.send(user_ids, title, message, "info", metadata, count=False)

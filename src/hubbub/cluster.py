@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from hubbub.agreement import Agreement
 from hubbub.control import (
     ANSWER,
     NO_ANSWER,
@@ -87,6 +88,7 @@ class Cluster:
         One that raises BrokerUnavailable or StoreUnavailable is run again.
     :ivar everywhere: what is done to sessions on all nodes at once.
     :ivar devices: how many a user may have.
+    :ivar agreement: whether all have the same database and keys.
     :ivar counts: what happened: ``told``, ``untold`` (the engine was away), ``heard``, ``bad`` (could not be read),
         ``unknown`` (of another release), ``failed`` (a handler raised), ``unanswered`` (asked, and somebody did not say).
     """
@@ -104,6 +106,7 @@ class Cluster:
         self._resyncing: dict[Callable[[], Coroutine[Any, Any, None]], bool] = {}
         self.everywhere = Everywhere(hub, self)
         self.devices = Devices(hub, self)
+        self.agreement = Agreement(hub.settings)
         if self.peers is not None:
             self.peers.listen(self)
 
@@ -290,6 +293,7 @@ class Cluster:
 
     def nodes(self, alive: Mapping[str, bytes]) -> None:
         self.others = {node: self._read(node, said) for node, said in alive.items() if node != self.node}
+        self.agreement.look(self.others)
         for question in list(self._asks.values()):
             question.only(self.others)
         self.everywhere.revocations.joined()
@@ -310,7 +314,16 @@ class Cluster:
         from hubbub import __version__
 
         hub = self._hub
-        return Report(len(hub.sessions), hub.entrance.people, len(hub.channels), __version__, hub.draining)
+        common = self.agreement
+        return Report(
+            len(hub.sessions),
+            hub.entrance.people,
+            len(hub.channels),
+            __version__,
+            hub.draining,
+            common.store,
+            common.keys,
+        )
 
     def totals(self) -> Totals:
         """What this node has, and what the others last said that they have: at most a few seconds old."""

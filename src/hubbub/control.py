@@ -88,6 +88,8 @@ class Report(Struct, frozen=True):
     :ivar channels: channels that it has somebody in.
     :ivar version: its release.
     :ivar draining: it stops, and lets nobody in.
+    :ivar store: the id of its database; "": it does not say.
+    :ivar keys: stands for the keys that it checks tokens by.
     """
 
     sessions: int = 0
@@ -95,6 +97,8 @@ class Report(Struct, frozen=True):
     channels: int = 0
     version: str = ""
     draining: bool = False
+    store: str = ""
+    keys: str = ""
 
 
 class Disconnect(Struct, tag="disconnect", frozen=True):

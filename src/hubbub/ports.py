@@ -411,7 +411,8 @@ class Ear(Protocol):
         ...
 
     def nodes(self, alive: Mapping[str, bytes]) -> None:
-        """The other nodes that live, and what each last said of itself; after every beat. Who is not in it is gone."""
+        """The other nodes that live, and what each last said of itself; after every beat. Who is not in it is gone. The
+        first time is before the broker has started, if the engine is there."""
         ...
 
     def report(self) -> bytes:

@@ -21,10 +21,11 @@ from sqlalchemy.pool import StaticPool
 
 from hubbub.engines import Engine, SqliteEngine
 from hubbub.errors import ConfigurationError
+from hubbub.tables import identities
 
 log = logging.getLogger("hubbub")
 
-REVISIONS: Final[tuple[str, ...]] = ("0001",)
+REVISIONS: Final[tuple[str, ...]] = ("0001", "0002")
 """All revisions, in order. Each is a file in ``migrations/versions``."""
 HEAD: Final = REVISIONS[-1]
 """The one that this program wants."""
@@ -42,6 +43,11 @@ def current(connection: Connection) -> str | None:
         return None
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return revision
+
+
+def identity(connection: Connection) -> str:
+    """The id that a database was given when it was made; "": it is in memory."""
+    return connection.execute(sqlalchemy.select(identities.c.id)).scalar() or ""
 
 
 async def prepare(engine: Engine, metadata: MetaData, *, migrate: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import MetaData
+from sqlalchemy import Column, MetaData, String, Table
 
 metadata: Final = MetaData(
     naming_convention={
@@ -14,3 +14,6 @@ metadata: Final = MetaData(
     }
 )
 """Names are given by rule, so that a migration can name what it changes on every database."""
+
+identities: Final = Table("identity", metadata, Column("id", String(32), primary_key=True))
+"""One row, made with the database: its id."""

@@ -107,6 +107,10 @@ class PeersContract:
             await nodes[1].stop()
             await place.until_beaten(lambda: not nodes[0].ear.alive, "it is gone", 2 * BEAT)
 
+    async def test_who_starts_knows_at_once_who_is_there(self, place: Place) -> None:
+        async with place.nodes(2, acquainted=True) as nodes, place.node() as late:
+            assert set(late.ear.alive) >= {node.peers.node for node in nodes}
+
     # -- messages
 
     async def test_all_others_hear_it_once_and_in_order(self, place: Place) -> None:

@@ -88,6 +88,7 @@ class MemoryEngineBroker:
         self._inlet, self._loop, self._was_started = inlet, asyncio.get_running_loop(), True
         self.connected, self.killed = True, False
         self.engine.started(self)
+        self.hear_nodes()
 
     async def stop(self) -> None:
         """As :class:`~hubbub.ports.Broker` has it: the others hear of it."""
