@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from hubbub.app import Hubbub, SystemClock
-from hubbub.brokers.valkey.address import Address, target_of
+from hubbub.brokers.valkey.address import Address
 from hubbub.brokers.valkey.broker import PATIENCE, ValkeyBroker
 from hubbub.brokers.valkey.keys import PARTITIONS, SLOTS, Keys, cluster_tags, slot_of
 from hubbub.brokers.valkey.scripts import PUBLISH
@@ -323,38 +323,6 @@ async def test_a_full_engine_refuses_and_goes_on(own_valkey: Engine) -> None:
 # -- names
 
 
-def test_the_forms_of_the_url() -> None:
-    assert target_of("unix:///run/v.sock?db=2").seeds[0] == Address("localhost", 6379, "/run/v.sock", db=2)
-    plain = target_of("valkey://u:p%40@h:1/3").server
-    assert (plain.host, plain.port, plain.username, plain.password, plain.db) == ("h", 1, "u", "p@", 3)
-    assert "p@" not in repr(plain), "a password in a log"
-    assert target_of("rediss://h").server.tls is not None
-    sentinel = target_of("valkey+sentinel://u:pw@a:1,b/my/2?sentinel_password=x")
-    assert (sentinel.kind, sentinel.service, sentinel.server.db) == ("sentinel", "my", 2)
-    assert [(each.host, each.port, each.password) for each in sentinel.seeds] == [("a", 1, "x"), ("b", 26379, "x")]
-    cluster = target_of("redis+cluster://a:1,b:2")
-    assert [str(each) for each in cluster.seeds] == ["a:1", "b:2"]
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("foo://h", "no scheme"),
-        ("localhost:6379", "no scheme"),
-        ("redis://h/x", "no number of a database"),
-        ("redis://h:99999", "out of range"),
-        ("redis://h?socket_timeout=1", "no option 'socket_timeout'"),
-        ("unix://", "path of the socket"),
-        ("redis+sentinel://a:1", "name of the service"),
-        ("redis+cluster://a:1/3", "no number|only the database 0|makes no sense"),
-        ("redis+more://a", "unknown"),
-    ],
-)
-def test_a_wrong_url_is_explained(url: str, says: str) -> None:
-    with pytest.raises(ConfigurationError, match=says):
-        target_of(url)
-
-
 def test_partitions_of_a_cluster_are_spread() -> None:
     assert slot_of("foo") == 12182  # the specification's own example would have it so: CRC16 of "foo" modulo 16384
     slots = [slot_of(tag) for tag in cluster_tags()]
@@ -612,15 +580,6 @@ async def test_what_is_only_handed_on_needs_no_memory_of_the_engine(own_valkey: 
         await one.relay("room:a", [Publication(b"{}", b"", offset=7)])
         await until(lambda: len(heard.payloads) == 1, "it is handed on")
         own_valkey.call("CONFIG", "SET", "maxmemory", "0")
-
-
-@pytest.mark.parametrize("url", ["redis://:Zm9v/YmFyc2VjcmV0@cache:6379/0", "redis://:Zm9v#YmFyc2VjcmV0@cache:6379/0"])
-def test_no_part_of_a_password_is_shown(url: str) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        target_of(url)
-    assert "YmFyc2VjcmV0" not in str(refused.value)
-    assert "Zm9v" not in str(refused.value)
-    assert "YmFyc2VjcmV0" not in repr(settings_for(valkey_url=url))
 
 
 async def test_a_subscription_that_the_engine_refuses_is_told_and_made_with_the_next_connection(

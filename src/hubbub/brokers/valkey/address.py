@@ -1,9 +1,13 @@
-"""Where the engine is: the forms of HUBBUB_VALKEY_URL."""
+"""Where the engine is: the forms of HUBBUB_VALKEY_URL.
+
+What is wrong with one is said without a word of it: wherever a person slips, a piece of the password may stand there.
+"""
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Final, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,6 +18,12 @@ FORMS: Final = (
     "valkey://[user:password@]host:6379/0 (or redis://; valkeys:// and rediss:// with TLS), unix:///path/to/socket, "
     "valkey+sentinel://host:26379,host:26379/service, or valkey+cluster://host:6379,host:6379"
 )
+_SCHEMES: Final = (
+    "unix",
+    *(engine + kind for engine in ("valkey", "valkeys", "redis", "rediss") for kind in ("", "+sentinel", "+cluster")),
+)
+_TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_OPTIONS: Final = ("db", "username", "password", *_TLS_OPTIONS)
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 
@@ -55,109 +65,140 @@ class Target:
     service: str = ""
 
 
+class _Unclear(ValueError):
+    """What is wrong with a URL, in words that are none of it."""
+
+
 def target_of(url: str) -> Target:
     """Read a URL.
 
-    :raises ConfigurationError: it is none of :data:`FORMS`.
+    :raises ConfigurationError: it is none of :data:`FORMS`. Nothing of the URL is in it.
     """
-    scheme, separator, rest = url.partition("://")
-    engine, _, kind = scheme.partition("+")
-    if not separator or engine not in ("valkey", "valkeys", "redis", "rediss", "unix"):
-        raise ConfigurationError(f"HUBBUB_VALKEY_URL: {scheme!r} is no scheme that is known here: use {FORMS}")
-    if "@" in rest.replace("@", "", 1) or (engine != "unix" and "@" in rest.partition("/")[2]):
-        # a part of the password may stand in any place now, so nothing of it is shown
-        raise ConfigurationError(
-            "HUBBUB_VALKEY_URL: the user or the password has characters that must be percent-encoded, as %2F for /, %23 for #, "
-            "%40 for @"
-        )
-    plain = {"valkey": "redis", "valkeys": "rediss"}.get(engine, engine)
     try:
-        if not kind:
-            server = _server(f"{plain}://{rest}")
-            return Target("standalone", (server,), server)
-        if kind == "cluster":
-            seeds = _seeds(plain, rest)
-            return Target("cluster", seeds, seeds[0])
-        if kind == "sentinel":
-            return _sentinel(plain, rest)
-    except (ValueError, OSError, TypeError) as error:
-        why = "" if "@" in rest else f" ({error})"  # with a password in it, nothing of it is shown
-        raise ConfigurationError(f"HUBBUB_VALKEY_URL makes no sense{why}: use {FORMS}") from None
-    raise ConfigurationError(f"HUBBUB_VALKEY_URL: {kind!r} is unknown: use {FORMS}")
+        return _read(url.strip())
+    except _Unclear as error:
+        why = str(error)
+    except (ValueError, TypeError):
+        why = "it makes no sense"
+    # out of the except: what Python itself said of the URL, with pieces of it, is not this one's context
+    raise ConfigurationError(f"HUBBUB_VALKEY_URL: {why}. Use {FORMS}")
 
 
-def _sentinel(plain: str, rest: str) -> Target:
-    parts = urlsplit(f"redis://{rest}")
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("the name of the service is missing, as in …:26379/mymaster")
-    query = parse_qs(parts.query)
-    first = parts.netloc.rpartition("@")[2].split(",")[0]
-    login = parts.netloc.rpartition("@")[0]
-    options = "&".join(part for part in parts.query.split("&") if part and not part.startswith("sentinel_"))
-    server = _server(f"{plain}://{login + '@' if login else ''}{first}/{db or 0}" + (f"?{options}" if options else ""))
-    user, password = (query.get(name, [None])[0] for name in _SENTINEL_OPTIONS)
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    watcher = replace(server, username=user, password=password, db=0)
-    return Target("sentinel", tuple(watcher.at(*_host(each, 26379)) for each in hosts), server, unquote(service))
-
-
-def _seeds(plain: str, rest: str) -> tuple[Address, ...]:
+def _read(url: str) -> Target:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise _Unclear(
+            "it does not begin with a scheme, as valkey://host:6379 or unix:///path do (there are three slashes)"
+        )
+    scheme = scheme.lower()
+    if scheme not in _SCHEMES:
+        near = get_close_matches(scheme, _SCHEMES, 1)
+        raise _Unclear("its scheme is unknown" + (f" (is {near[0]}:// meant?)" if near else ""))
+    if not rest.isprintable():
+        raise _Unclear("there is a character in it that cannot be seen: percent-encode it")
+    engine, _, kind = scheme.partition("+")
+    unix = engine == "unix"
+    if "#" in rest or (not unix and set(rest.rpartition("@")[0]) & set("/?[]@")):
+        raise _Unclear(
+            "the user or the password has characters that must be percent-encoded, as %2F for /, %23 for #, %3F for ?, "
+            "%5B for [, %40 for @"
+        )
     parts = urlsplit(f"redis://{rest}")
     login, _, hosts = parts.netloc.rpartition("@")
-    query = f"?{parts.query}" if parts.query else ""
-    first = _server(f"{plain}://{login + '@' if login else ''}{hosts.split(',')[0]}{query}")
-    if first.db or parts.path.strip("/") not in ("", "0"):
-        raise ValueError("a Cluster has only the database 0")
-    return tuple(first.at(*_host(each, 6379)) for each in hosts.split(","))
+    options = _options(parts.query, sentinel=kind == "sentinel", tls=engine in ("valkeys", "rediss"))
+    user, _, password = login.partition(":")
+    server = Address(
+        username=unquote(user) or options.get("username"),
+        password=unquote(password) or options.get("password"),
+        tls=_tls(options) if engine in ("valkeys", "rediss") else None,
+    )
+    if unix:
+        return _unix(server, hosts, parts.path, options)
+    if kind == "sentinel":
+        return _sentinel(server, hosts, parts.path, options)
+    server = replace(server, db=_db(options, parts.path))
+    if kind == "cluster":
+        if server.db:
+            raise _Unclear("a Cluster has only the database 0: leave the number away")
+        seeds = _servers(server, hosts, 6379)
+        return Target("cluster", seeds, seeds[0])
+    if "," in hosts:
+        raise _Unclear("several servers are for valkey+sentinel:// and valkey+cluster://")
+    server = server.at(*_host(hosts, 6379)) if hosts else server.at("localhost", 6379)
+    return Target("standalone", (server,), server)
+
+
+def _unix(server: Address, hosts: str, path: str, options: dict[str, str]) -> Target:
+    if hosts:
+        raise _Unclear("a socket's path begins with the third slash: unix:///path/to/socket")
+    if not path.strip("/"):
+        raise _Unclear("the path of the socket is missing")
+    server = replace(server, host="localhost", path=unquote(path), db=_db(options, ""))
+    return Target("standalone", (server,), server)
+
+
+def _sentinel(server: Address, hosts: str, path: str, options: dict[str, str]) -> Target:
+    service, _, db = path.strip("/").partition("/")
+    if not service:
+        raise _Unclear("the name of the service is missing, as in …:26379/mymaster")
+    user, password = (options.get(name) for name in _SENTINEL_OPTIONS)
+    watchers = _servers(replace(server, username=user, password=password), hosts, 26379)
+    server = replace(server, host=watchers[0].host, port=watchers[0].port, db=_db(options, db))
+    return Target("sentinel", watchers, server, unquote(service))
+
+
+def _servers(like: Address, hosts: str, port: int) -> tuple[Address, ...]:
+    return tuple(like.at(*_host(each, port)) for each in hosts.split(","))
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"{text!r} is no host:port")
-    return parts.hostname, parts.port or port
+    try:
+        parts = urlsplit(f"//{text}")
+        host, number = parts.hostname, parts.port
+    except ValueError:
+        raise _Unclear(
+            "behind the host's colon there must be a port, a number up to 65535; an IPv6 address stands in brackets, as "
+            "[::1]:6379"
+        ) from None
+    if not host and not (text.startswith(":") and number):
+        raise _Unclear("a server has no name: each is host:port, with commas between them")
+    return host or "localhost", number or port
 
 
-def _server(url: str) -> Address:
-    parts = urlsplit(url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    unknown = options.keys() - _OPTIONS
-    if unknown:
-        raise ValueError(f"there is no option {min(unknown)!r}, only {', '.join(sorted(_OPTIONS))}")
-    unix = parts.scheme == "unix"
-    if unix and not parts.path:
-        raise ValueError("the path of the socket is missing")
-    db = options.get("db") or ("0" if unix else parts.path.strip("/") or "0")
-    if not db.isdigit():
-        raise ValueError(f"{db!r} is no number of a database")
-    return Address(
-        host=parts.hostname or "localhost",
-        port=parts.port or 6379,
-        path=unquote(parts.path) if unix else None,
-        username=unquote(parts.username) if parts.username else options.get("username"),
-        password=unquote(parts.password) if parts.password else options.get("password"),
-        db=int(db),
-        tls=_tls(options) if parts.scheme == "rediss" else None,
-    )
+def _db(options: dict[str, str], path: str) -> int:
+    db = options.get("db") or path.strip("/") or "0"
+    if not (db.isascii() and db.isdigit() and len(db) < 10):
+        raise _Unclear("what comes behind the host's slash, or as ?db=, is no number of a database, as 0 is")
+    return int(db)
 
 
-_OPTIONS: Final = frozenset(
-    {
-        *("db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
-        *("ssl_cert_reqs", "ssl_check_hostname"),
-    }
-)
+def _options(query: str, *, sentinel: bool, tls: bool) -> dict[str, str]:
+    known = (*_OPTIONS, *(_SENTINEL_OPTIONS if sentinel else ()))
+    options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    for number, name in enumerate(options, start=1):
+        if name not in known:
+            raise _Unclear(
+                f"option {number} behind the ? is unknown: there are {', '.join(known)} (and an & in a value is %26)"
+            )
+        if name in _TLS_OPTIONS and not tls:
+            raise _Unclear(f"{name} is for TLS, so the scheme must be valkeys:// or rediss://")
+    return options
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext:
     """With the options that redis-py's URLs have: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs``."""
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    except OSError as error:
+        raise _Unclear(f"the file of ssl_ca_certs cannot be used: {error.strerror}") from None
     if options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no"):
         context.check_hostname = False
     if options.get("ssl_cert_reqs", "required").lower() == "none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if "ssl_certfile" in options:
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+        try:
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+        except OSError as error:
+            raise _Unclear(f"the file of ssl_certfile or ssl_keyfile cannot be used: {error.strerror}") from None
     return context
