@@ -1,6 +1,6 @@
 """The files in deploy/: a real nginx before real nodes, a real Valkey with the configuration and the rights given there.
 
-What needs Docker or Kubernetes is only read: names, paths and times must be those of Hubbub.
+What needs Docker or Kubernetes is only read: ``test_manifests.py``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from typing import Any
 import httpx2
 import pytest
 import websockets
-import yaml
 from websockets.asyncio.client import connect
 
 from hubbub.publisher import AsyncPublisher
-from hubbub.settings import Settings
 from tests.engine_support import HOST, Engine, Node, Shards, free_port, running_nodes, until
 from tests.support import API_KEY, TLS, Client, HandClock, Running, running, settings_for
 from tests.support import until as until_true
@@ -52,13 +50,20 @@ class Proxy:
         self._configuration = self._home / "nginx.conf"
         self._configuration.write_text(self._adapted((DEPLOY / "nginx.conf").read_text(), ports))
 
+    @property
+    def written(self) -> dict[str, str]:
+        """What it wrote, by the file's name: its logs, and the bodies that it kept."""
+        files = [path for path in self._home.rglob("*") if path.is_file() and path != self._configuration]
+        return {path.name: path.read_text(errors="replace") for path in files}
+
     def _adapted(self, text: str, ports: list[int]) -> str:
-        """The same with other addresses, and with files of its own."""
-        servers = re.findall(r"^ +server node-\w+:8000 (.+;)$", text, re.MULTILINE)
+        """The same with other addresses (without ports: with its own), and with files of its own."""
+        servers = re.findall(r"^ +server \S+:8000 (.+;)$", text, re.MULTILINE)
         assert len(servers) == 3
-        lines = "\n".join(f"server {HOST}:{port} {servers[0]}" for port in ports)
-        text, count = re.subn(r"(^ +server node-\w+:8000 .+;\n)+", lines + "\n", text, flags=re.MULTILINE)
-        assert count == 1
+        if ports:
+            lines = "\n".join(f"server {HOST}:{port} {servers[0]}" for port in ports)
+            text, count = re.subn(r"(^ +server \S+:8000 .+;\n)+", lines + "\n", text, flags=re.MULTILINE)
+            assert count == 1
         text, count = re.subn(r"listen 80;", f"listen {HOST}:{self.port};", text)
         assert count == 1
         text = text.replace("worker_rlimit_nofile 200000;", "").replace(
@@ -70,17 +75,23 @@ class Proxy:
                 ("client_body", "body"), ("proxy", "proxy"), ("fastcgi", "fastcgi"), ("uwsgi", "uwsgi"), ("scgi", "scgi"),
             )
         )  # fmt: skip
-        return text.replace("http {", f"http {{\n{paths}access_log off;\n", 1)
+        return text.replace("http {", f"http {{\n{paths}", 1).replace("/var/log/nginx/", f"{self._home}/")
 
-    def start(self) -> None:
+    def check(self) -> str:
+        """What nginx has against its configuration; nothing: it would start."""
+        checked = subprocess.run([*self._words(), "-t"], capture_output=True, text=True, check=False)
+        return checked.stderr if checked.returncode else ""
+
+    def _words(self) -> list[str]:
         assert NGINX is not None
-        orders = f"daemon off; pid {self._home / 'pid'}; error_log {self._home / 'log'} warn;"
+        orders = f"daemon off; pid {self._home / 'pid'}; error_log {self._home / 'log'} info;"
         if os.geteuid() == 0:
             orders += " user root;"  # its files are below a directory that only we may enter
-        words = [NGINX, "-p", str(self._home), "-c", str(self._configuration), "-g", orders]
-        checked = subprocess.run([*words, "-t"], capture_output=True, text=True, check=False)
-        assert checked.returncode == 0, checked.stderr
-        self._process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        return [NGINX, "-p", str(self._home), "-c", str(self._configuration), "-g", orders]
+
+    def start(self) -> None:
+        assert not (wrong := self.check()), wrong
+        self._process = subprocess.Popen(self._words(), stderr=subprocess.DEVNULL)
         until(self._listens, "nginx did not start in time")
 
     def close(self) -> None:
@@ -180,6 +191,66 @@ async def _what_http_shows(front: Proxy) -> None:
 
 
 @needs_nginx
+def test_nginx_starts_while_nodes_are_down(tmp_path: Path) -> None:
+    """Its own addresses are nobody's here: names that nobody knows would end it, so one dead node would end all."""
+    assert Proxy(tmp_path, []).check() == ""
+
+
+@needs_nginx
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_nginx_finds_a_node_that_was_down_when_it_started(
+    valkey_settings: dict[str, str], tmp_path: Path
+) -> None:
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
+        await nodes[0].kill()
+        front = stack.enter_context(proxy(tmp_path, [node.port for node in nodes]))
+        for number in range(4):
+            await stack.enter_async_context(front.client(nodes[1], f"user-{number}"))
+        await nodes[0].start()
+        await nodes[0].until_ready()
+        async with asyncio.timeout(20):  # nginx leaves out for five seconds what failed twice
+            while not (await sessions(nodes[:1]))[0]:
+                await stack.enter_async_context(front.client(nodes[1], "more"))
+                await asyncio.sleep(0.1)
+
+
+SECRETS = re.compile(r"eyJ|signature=|expires=|token=")
+
+
+@needs_nginx
+@pytest.mark.anyio
+async def test_nginx_writes_no_token_into_its_logs(valkey_settings: dict[str, str], tmp_path: Path) -> None:
+    """Neither of what goes well, nor of what it refuses, nor of what it cannot pass on."""
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    async with AsyncExitStack() as stack:
+        (node,) = await stack.enter_async_context(running_nodes(url, tmp_path, "a", valkey_prefix=prefix))
+        front = stack.enter_context(proxy(tmp_path, [node.port]))
+        base, token = f"{HOST}:{front.port}", node.token("alice")
+        referer = {"referer": f"http://{base}/?token={token}"}
+        async with connect(f"ws://{base}/ws?token={token}", proxy=None, additional_headers=referer) as connection:
+            assert (await Client(connection).receive())["type"] == "auth_success"
+        async with httpx2.AsyncClient(base_url=f"http://{base}", trust_env=False, verify=TLS) as http:
+            await http.get(f"/api/files/abc?expires=1&signature={token}", headers=referer)
+            await http.post(f"/api/rooms/general/files?name=x&token={token}", content=b"x" * (11 << 20))
+            statuses = Counter([(await http.get(f"/ws?token={token}")).status_code for _ in range(150)])
+            assert statuses[503], "the rate of handshakes was to be exceeded"
+            await node.kill()
+            assert (await http.get(f"/?token={token}")).status_code == 502
+            assert (await http.get(f"/api/rooms/general/files?token={token}")).status_code == 502
+    written = front.written
+    for name, text in written.items():
+        assert not SECRETS.search(text), (name, SECRETS.search(text))
+    lines = written["access.log"].splitlines()
+    assert any('"GET /ws HTTP/1.1" 101 ' in line and f"node={HOST}:{node.port}" in line for line in lines)
+    assert any('"GET /api/files/abc HTTP/1.1" 4' in line for line in lines)
+    assert any('" 413 ' in line for line in lines)
+    assert any('"GET / HTTP/1.1" 502 ' in line and "node_status=502" in line for line in lines)
+
+
+@needs_nginx
 @pytest.mark.anyio
 async def test_nginx_tells_who_connects(valkey_settings: dict[str, str], tmp_path: Path) -> None:
     """The limit per address counts clients, not nginx; what a client says of itself counts for nothing."""
@@ -201,16 +272,16 @@ async def test_nginx_tells_who_connects(valkey_settings: dict[str, str], tmp_pat
 # -- Valkey --------------------------------------------------------------------------------------------------------
 
 PASSWORD = "a-password"
-RIGHTS = next(
-    line.split()[2:]
+USERS = {
+    line.split()[1]: line.replace("@PASSWORD@", PASSWORD).split()[2:]
     for line in (DEPLOY / "valkey-users.acl").read_text().splitlines()
-    if line.startswith("user hubbub ")
-)
+}
 
 
 def admit(engine: Engine) -> None:
-    """Make the user of deploy/valkey-users.acl."""
-    engine.call("ACL", "SETUSER", "hubbub", *(word.replace("@PASSWORD@", PASSWORD) for word in RIGHTS))
+    """Make the users of deploy/valkey-users.acl, but for the one that we are."""
+    for name in USERS.keys() - {"default"}:
+        engine.call("ACL", "SETUSER", name, *USERS[name])
 
 
 def denials(engine: Engine) -> list[str]:
@@ -234,6 +305,19 @@ async def test_the_rights_of_the_acl_suffice_and_are_few() -> None:
         ):
             engine.call("ACL", "DRYRUN", "hubbub", "GET", "hubbub:x")
             assert engine.call("ACL", "DRYRUN", "hubbub", *words) != b"OK", words
+
+
+def test_whoever_is_there_may_ask_whether_it_lives_and_nothing_else() -> None:
+    """The probes of Compose and Kubernetes have no password: theirs would stand in a command line."""
+    assert USERS["default"] == ["off"]
+    with Engine() as engine:
+        admit(engine)
+        assert engine.call("ACL", "DRYRUN", "probe", "PING") == b"OK"
+        assert bytes(engine.call("ACL", "GETUSER", "probe")[5]) == b"-@all +ping"
+        for words in (("GET", "hubbub:x"), ("PUBLISH", "hubbub:x", 1), ("SUBSCRIBE", "hubbub:x"), ("INFO",)):
+            assert engine.call("ACL", "DRYRUN", "probe", *words) != b"OK", words
+        engine.user, engine.password = "probe", "none"
+        assert engine.call("PING") == b"PONG"
 
 
 @pytest.mark.anyio
@@ -294,76 +378,3 @@ def test_the_configuration_of_valkey_is_taken() -> None:
             assert engine.call("CONFIG", "GET", name) == [name.encode(), value]
         limits = bytes(engine.call("CONFIG", "GET", "client-output-buffer-limit")[1]).decode()
         assert "pubsub 67108864 16777216 30" in limits
-
-
-# -- what only others run ------------------------------------------------------------------------------------------
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
-
-
-def stop_seconds(settings: Settings) -> float:
-    """Within how long a server has ended after its SIGTERM (docs/operations.md)."""
-    return settings.drain_seconds + settings.close_timeout + 2 + settings.store_timeout
-
-
-def known(name: str) -> bool:
-    return name.startswith("AWS_") or name.removeprefix("HUBBUB_").lower() in Settings.model_fields
-
-
-def test_compose_names_what_there_is() -> None:
-    (compose,) = documents("compose.yaml")
-    nodes = [service for name, service in compose["services"].items() if name.startswith("node-")]
-    assert len(nodes) == 3
-    upstreams = re.findall(r"^ +server (node-\w+):8000", (DEPLOY / "nginx.conf").read_text(), re.MULTILINE)
-    assert upstreams == [name for name in compose["services"] if name.startswith("node-")]
-    for node in nodes:
-        assert all(known(name) for name in node["environment"])
-        assert float(node["stop_grace_period"].removesuffix("s")) > stop_seconds(
-            settings_for(drain_seconds=10, close_timeout=5)
-        )
-        assert node["environment"]["HUBBUB_VALKEY_URL"].startswith("valkey://hubbub:")
-    trusted = compose["services"]["nginx"]["networks"]["inside"]["ipv4_address"]
-    assert nodes[0]["command"][-2:] == ["--forwarded-allow-ips", trusted]
-    for service in compose["services"].values():
-        for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            assert (DEPLOY / source).exists() if source.startswith("./") else source in compose["volumes"]
-
-
-def test_the_manifests_name_what_there_is() -> None:
-    hubbub = {each["kind"]: each for each in documents("kubernetes/hubbub.yaml")}
-    assert set(hubbub) == {
-        "ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Ingress",
-    }  # fmt: skip
-    configured = hubbub["ConfigMap"]["data"]
-    assert all(known(name) for name in configured)
-    pod = hubbub["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    settings = settings_for(drain_seconds=configured["HUBBUB_DRAIN_SECONDS"], close_timeout=5)
-    assert pod["terminationGracePeriodSeconds"] > pause + stop_seconds(settings)
-    assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
-    labels = hubbub["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert hubbub["Service"]["spec"]["selector"] == labels
-    assert hubbub["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
-    secret = re.findall(r"--from-literal=(\w+)=", (DEPLOY / "kubernetes" / "hubbub.yaml").read_text())
-    assert all(known(name) for name in secret)
-    assert all(documents("kubernetes/valkey.yaml"))
-
-
-def test_alerts_name_metrics_that_there_are() -> None:
-    described = (ROOT / "docs" / "operations.md").read_text()
-    rule = next(each for each in documents("kubernetes/monitoring.yaml") if each["kind"] == "PrometheusRule")
-    names = {
-        name.removesuffix("_bucket")
-        for each in rule["spec"]["groups"][0]["rules"]
-        for name in re.findall(r"\b(?:hubbub|websocket)_\w+", each["expr"])
-    }
-    assert len(names) > 3
-    for name in names:
-        assert f"`{name}`" in described, name
-    scaled = next(each for each in documents("kubernetes/hubbub.yaml") if each["kind"] == "HorizontalPodAutoscaler")
-    assert f"`{scaled['spec']['metrics'][0]['pods']['metric']['name']}`" in described
