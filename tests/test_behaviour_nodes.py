@@ -277,6 +277,58 @@ async def test_what_an_emptied_engine_forgot_the_nodes_tell_it_again() -> None:
             assert await refuses(node, stolen)
 
 
+async def test_an_older_revocation_that_comes_late_does_not_take_the_place_of_a_newer_one() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        nodes.engine.cut(one.hubbub)
+        assert await one.hubbub.disconnect("mallory", revoke=True) == 0
+        nodes.clock.advance(LEASE + 2)
+        await until(lambda: not two.hub.cluster.others)
+        between = two.token("mallory")
+        nodes.clock.advance(1)
+        await two.hubbub.disconnect("mallory", revoke=True)
+        nodes.engine.heal(one.hubbub)
+        await nodes.settled()
+        for node in (one, two, await nodes.add()):
+            assert await refuses(node, between)
+            assert not await refuses(node, node.token("mallory"))
+
+
+async def test_of_two_revocations_of_a_token_the_one_that_lasts_is_kept() -> None:
+    """A node that has somebody with the token knows when it ends; another one does not, and comes with less, later."""
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        stolen = two.token("bob", jti="stolen", ttl=2 * REMEMBER_REVOCATION)
+        nodes.engine.cut(one.hubbub)
+        assert not (await one.hub.cluster.everywhere.revoke(token_id="stolen")).complete
+        nodes.clock.advance(LEASE + 2)
+        await until(lambda: not two.hub.cluster.others)
+        async with with_token(two, stolen) as thief:
+            await thief.expect("auth_success")
+            assert await two.hub.cluster.everywhere.revoke(token_id="stolen") == (1, True)
+            assert await thief.closed() == 4401
+        nodes.engine.heal(one.hubbub)
+        await nodes.settled()
+        nodes.clock.advance(REMEMBER_REVOCATION + LEASE + 10)
+        assert await refuses(await nodes.add(), stolen)
+
+
+async def test_what_an_engine_with_an_older_copy_forgot_the_nodes_tell_it_again() -> None:
+    async with cluster() as nodes:
+        one, two = nodes.nodes
+        await one.hubbub.disconnect("mallory", revoke=True)
+        copy = dict(nodes.engine._facts)
+        nodes.clock.advance(30)
+        between = two.token("mallory")
+        nodes.clock.advance(1)
+        await one.hubbub.disconnect("mallory", revoke=True)
+        nodes.engine.restart(empty=True)
+        nodes.engine._facts = copy
+        await nodes.settled()
+        for node in (one, two, await nodes.add()):
+            assert await refuses(node, between)
+
+
 async def test_what_the_engine_keeps_of_revocations_ends() -> None:
     async with cluster() as nodes:
         one, two = nodes.nodes

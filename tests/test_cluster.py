@@ -87,7 +87,7 @@ class Mailbox:
     async def counts(self, channels: Sequence[str]) -> dict[str, int]:
         return {}
 
-    async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None: ...
+    async def keep(self, kind: str, key: str, value: bytes, seconds: float, *, rank: float = 0.0) -> None: ...
 
     async def kept(self, kind: str) -> dict[str, bytes]:
         return {}

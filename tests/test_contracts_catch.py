@@ -434,7 +434,22 @@ def keeps_its_name(place: BrokenPlace) -> None:
 
 
 def keeps_for_ever(place: BrokenPlace) -> None:
-    replace(place.engine, "keep", lambda real, kind, key, value, seconds: real(kind, key, value, 10**9))
+    replace(place.engine, "keep", lambda real, kind, key, value, seconds, rank: real(kind, key, value, 10**9, rank))
+
+
+def keeps_what_comes_last(place: BrokenPlace) -> None:
+    replace(place.engine, "keep", lambda real, kind, key, value, seconds, rank: real(kind, key, value, seconds))
+
+
+def keeps_the_higher_for_its_own_time(place: BrokenPlace) -> None:
+    ranks: dict[tuple[str, str], float] = {}
+
+    def keep(real: Any, kind: str, key: str, value: bytes, seconds: float, rank: float) -> None:
+        if rank >= ranks.get((kind, key), rank):
+            ranks[kind, key] = rank
+            real(kind, key, value, seconds)
+
+    replace(place.engine, "keep", keep)
 
 
 def keeps_all_kinds_together(place: BrokenPlace) -> None:
@@ -460,6 +475,8 @@ PEERS: list[tuple[Break, str]] = [
     (leaves_at_once, "test_who_leaves_is_forgotten_once_it_has_nobody"),
     (keeps_its_name, "test_who_starts_again_is_another_node"),
     (keeps_for_ever, "test_facts_end"),
+    (keeps_what_comes_last, "test_the_fact_of_the_highest_rank_counts"),
+    (keeps_the_higher_for_its_own_time, "test_the_fact_of_the_highest_rank_stays_for_as_long_as_any"),
     (keeps_all_kinds_together, "test_facts_are_for_all_nodes_also_those_to_come"),
 ]
 

@@ -471,9 +471,11 @@ class Peers(Protocol):
         """
         ...
 
-    async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
+    async def keep(self, kind: str, key: str, value: bytes, seconds: float, *, rank: float = 0.0) -> None:
         """Keep a fact for all nodes (also for those to come), for so long.
 
+        :param rank: where a fact with another rank is kept under the key, the one with the higher rank stays or takes its
+            place, whoever came last, and until the later of both ends. Of two with the same rank the last one counts.
         :raises BrokerUnavailable: it may not be kept.
         """
         ...

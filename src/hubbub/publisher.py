@@ -32,7 +32,7 @@ from hubbub.features.notifications import notification_of, options_of, publicati
 from hubbub.hub import PERSONAL
 from hubbub.messages import NotificationType, Position, plain_data
 from hubbub.patterns import Patterns
-from hubbub.revocation import KEPT, kept_form
+from hubbub.revocation import keep_fact
 from hubbub.settings import ChannelOptions, Settings, load_settings
 from hubbub.toolkit.shapes import data_bytes
 
@@ -204,7 +204,7 @@ class AsyncPublisher:
         async def work(way: _Way) -> None:
             if revoke:  # kept before it is told: see hubbub.revocation
                 await way.up()
-                await way.broker.outside.keep(KEPT, fact.key, kept_form(fact), REVOCATION_MEMORY)
+                await keep_fact(way.broker.outside, fact, REVOCATION_MEMORY)
             await way.tell(letter)
 
         async def twice(way: _Way) -> None:

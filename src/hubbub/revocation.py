@@ -4,14 +4,17 @@ There is no hole between a revocation and a token that connects elsewhere at tha
 *before* the others are told. A node checks a token and enters its session without waiting in between, so when it is told,
 each session is there to be closed, or comes later and is refused. A node that starts hears the others first, and reads
 what is kept before it lets anybody in; one that was cut off reads it once it hears the others again. And what an engine
-that came back empty does not know any more, every node tells it.
+that came back empty, or with an older copy, does not know any more, every node tells it.
+
+Facts come late, and from clocks that differ: of two about the same the one that refuses more is kept, not the last one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +27,7 @@ from hubbub.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from hubbub.cluster import Answers, Cluster
     from hubbub.hub import Hub
+    from hubbub.ports import Peers
 
 log = logging.getLogger("hubbub")
 
@@ -87,25 +91,28 @@ class Revocations:
                 raise BrokerUnavailable("the other nodes could not be told of a revocation")
             if self._unsaid.get(key) is fact:
                 del self._unsaid[key]
-        kept = await peers.kept(KEPT)
-        self._learn(kept.values())
-        await self._teach(kept.keys())
+        await self._teach(self._learn((await peers.kept(KEPT)).values()))
 
-    async def _teach(self, kept: Collection[str]) -> None:
-        """Keep in the engine what it does not have (any more): it may have come back empty."""
+    async def _teach(self, kept: Mapping[str, float]) -> None:
+        """Keep in the engine what it does not have (any more): it may have come back empty, or with an older copy.
+
+        :param kept: the ranks of what it has, by key.
+        """
         now = self._hub.clock.time()
         known = (Revoke(at, until, user, token) for user, token, at, until in self._hub.entrance.verifier.revoked(now))
-        missing = iter([fact for fact in known if fact.key not in kept])
+        missing = iter([fact for fact in known if rank_of(fact) > kept.get(fact.key, -math.inf)])
         while some := list(islice(missing, AT_ONCE)):
             results = await asyncio.gather(*map(self._keep, some), return_exceptions=True)
             for result in results:
                 if result is not None:
                     raise result
 
-    def _learn(self, kept: Iterable[bytes]) -> None:
+    def _learn(self, kept: Iterable[bytes]) -> dict[str, float]:
+        """Put in force what is kept. Returns the ranks, by key."""
         entrance, now = self._hub.entrance, self._hub.clock.time()
         tokens_too = False
         users: list[str] = []
+        ranks: dict[str, float] = {}
         for value in kept:
             try:
                 fact = _decode(value)
@@ -113,6 +120,7 @@ class Revocations:
                 self._cluster.counts["bad"] += 1
                 log.warning("a revocation in the engine cannot be read: %s", error)
                 continue
+            ranks[fact.key] = rank_of(fact)
             at = min(fact.at, now + AHEAD)
             new = entrance.note_revoked(user_id=fact.user_id, token_id=fact.token_id, at=at, until=fact.until)
             if new and fact.token_id is not None:
@@ -123,6 +131,7 @@ class Revocations:
             entrance.close_revoked(self._hub.sessions)
         else:
             entrance.close_revoked([session for user in users for session in self._hub.users.get(user, ())])
+        return ranks
 
     async def start(self) -> None:
         """Learn what was revoked before this node was there."""
@@ -149,16 +158,25 @@ class Revocations:
     async def _keep(self, fact: Revoke) -> None:
         if self._cluster.peers is not None:
             seconds = max(1.0, fact.until - self._hub.clock.time())
-            await self._cluster.peers.keep(KEPT, fact.key, kept_form(fact), seconds)
+            await keep_fact(self._cluster.peers, fact, seconds)
 
     def _later(self, fact: Revoke) -> None:
         self._unsaid[fact.key] = fact
         self._cluster.resync(self.sync)
 
 
-def kept_form(fact: Revoke) -> bytes:
-    """A revocation as the engine keeps it."""
-    return msgspec.msgpack.encode(fact)
+async def keep_fact(peers: Peers, fact: Revoke, seconds: float) -> None:
+    """Keep a revocation for all nodes, unless one that refuses more is kept.
+
+    :raises BrokerUnavailable: it may not be kept.
+    """
+    await peers.keep(KEPT, fact.key, msgspec.msgpack.encode(fact), seconds, rank=rank_of(fact))
+
+
+def rank_of(fact: Revoke) -> float:
+    """Of two revocations of the same user or token, the higher one refuses all that the other does: of a user's tokens
+    those issued up to later, the one token for longer."""
+    return fact.at if fact.token_id is None else fact.until
 
 
 _decode = msgspec.msgpack.Decoder(Revoke).decode

@@ -384,6 +384,38 @@ class PeersContract:
                     assert await node.peers.kept("other") == {"k": b""}
                     assert await node.peers.kept("none") == {}
 
+    async def test_the_fact_of_the_highest_rank_counts(self, place: Place) -> None:
+        async with place.nodes(2) as nodes:
+            one, two = (node.peers for node in nodes)
+            await one.keep("revoked", "k", b"2", 100, rank=1.7e9 + 0.25)
+            await two.keep("revoked", "k", b"1", 100, rank=1.7e9 + 0.125)
+            assert await one.kept("revoked") == {"k": b"2"}, "who comes later is not newer"
+            await two.keep("revoked", "k", b"another 2", 100, rank=1.7e9 + 0.25)
+            assert await one.kept("revoked") == {"k": b"another 2"}
+            await two.keep("revoked", "k", b"3", 100, rank=1e10)
+            assert await one.kept("revoked") == {"k": b"3"}
+            await two.keep("other", "k", b"4", 100)
+            await two.keep("other", "k", b"5", 100, rank=-1)
+            assert await one.kept("other") == {"k": b"4"}
+
+    async def test_the_fact_of_the_highest_rank_stays_for_as_long_as_any(self, place: Place) -> None:
+        async with place.nodes(2) as nodes:
+            keep = nodes[0].peers.keep
+            await keep("revoked", "ends", b"higher", 1.0, rank=2)
+            await keep("revoked", "lasts", b"higher", 0.5, rank=2)
+            await keep("revoked", "lasts", b"lower", 1000.0, rank=1)
+            await keep("revoked", "lasts too", b"lower", 1000.0, rank=1)
+            await keep("revoked", "lasts too", b"higher", 0.5, rank=2)
+            await place.pass_time(1.2)
+            wanted = {"lasts": b"higher", "lasts too": b"higher"}
+
+            async def ended() -> bool:
+                return await nodes[1].peers.kept("revoked") == wanted
+
+            await place.until_it(ended, "the fact ends")
+            await keep("revoked", "ends", b"lower", 100.0, rank=1)
+            assert (await nodes[1].peers.kept("revoked"))["ends"] == b"lower", "what has ended is in nobody's way"
+
     async def test_facts_outlive_who_kept_them(self, place: Place) -> None:
         async with place.nodes(2) as nodes:
             await nodes[1].peers.keep("revoked", "k", b"1", 100)

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from threading import RLock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hubbub.app import SystemClock
 from hubbub.brokers.memory import Once
@@ -100,6 +101,12 @@ class _Told:
     message: bytes
 
 
+class _Fact(NamedTuple):
+    value: bytes
+    until: float
+    rank: float
+
+
 class MemoryEngine:
     """An engine that hubs of one process share, each over a broker of its own::
 
@@ -129,7 +136,7 @@ class MemoryEngine:
         self._members: dict[str, _Member] = {}
         self._told: deque[_Told] = deque()
         self._number = self._said = 0
-        self._facts: dict[tuple[str, str], tuple[bytes, float]] = {}
+        self._facts: dict[tuple[str, str], _Fact] = {}
         self._beaten = self.clock.monotonic()
         watch = getattr(self.clock, "watch", None)
         if watch is not None:
@@ -240,7 +247,7 @@ class MemoryEngine:
                     del self._members[node]
                 else:
                     self._forget_older(node, member)
-            self._facts = {name: fact for name, fact in self._facts.items() if fact[1] > now}
+            self._facts = {name: fact for name, fact in self._facts.items() if fact.until > now}
             self._tell_nodes()
 
     def _forget_older(self, node: str, member: _Member) -> None:
@@ -438,16 +445,23 @@ class MemoryEngine:
             broker.heard = self._number
             return missed, mine
 
-    def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
+    def keep(self, kind: str, key: str, value: bytes, seconds: float, rank: float = 0.0) -> None:
         """As :class:`~hubbub.ports.Peers` has it."""
         with self.lock:
-            self._facts[kind, key] = bytes(value), self.clock.monotonic() + seconds
+            now = self.clock.monotonic()
+            fact = _Fact(bytes(value), now + seconds, rank)
+            old = self._facts.get((kind, key))
+            if old is not None and old.until > now and old.rank != rank:
+                higher = max(fact, old, key=attrgetter("rank"))
+                fact = higher._replace(until=max(fact.until, old.until))
+            self._facts[kind, key] = fact
 
     def kept(self, kind: str) -> dict[str, bytes]:
         """As :class:`~hubbub.ports.Peers` has it."""
         with self.lock:
             now = self.clock.monotonic()
-            return {key: value for (of, key), (value, until) in self._facts.items() if of == kind and until > now}
+            facts = self._facts.items()
+            return {key: fact.value for (of, key), fact in facts if of == kind and fact.until > now}
 
     # -- presence
 

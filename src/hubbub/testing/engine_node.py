@@ -366,12 +366,12 @@ class MemoryEnginePeers:
         """
         return await self._broker.do(lambda: self._engine.counts(channels))
 
-    async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
+    async def keep(self, kind: str, key: str, value: bytes, seconds: float, *, rank: float = 0.0) -> None:
         """As :class:`~hubbub.ports.Peers` has it.
 
         :raises BrokerUnavailable: cut off, or it waited for too long.
         """
-        await self._broker.do(lambda: self._engine.keep(kind, key, value, seconds))
+        await self._broker.do(lambda: self._engine.keep(kind, key, value, seconds, rank))
 
     async def kept(self, kind: str) -> dict[str, bytes]:
         """As :class:`~hubbub.ports.Peers` has it.

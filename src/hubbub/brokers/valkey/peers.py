@@ -339,9 +339,9 @@ class ValkeyPeers:
     async def tell(self, message: bytes, *, node: str | None = None, keep: bool = True) -> None:
         await self._bus.tell(message, node, keep)
 
-    async def keep(self, kind: str, key: str, value: bytes, seconds: float) -> None:
-        home = self._home
-        await self._shard().run(_KEEP, [home.key("k", kind), home.key("kx", kind)], [key, value, _ms(seconds)])
+    async def keep(self, kind: str, key: str, value: bytes, seconds: float, *, rank: float = 0.0) -> None:
+        keys = [self._home.key("k", kind), self._home.key("kx", kind)]
+        await self._shard().run(_KEEP, keys, [key, value, _ms(seconds), repr(float(rank))])
 
     async def kept(self, kind: str) -> dict[str, bytes]:
         home = self._home
