@@ -6,6 +6,8 @@ Each trap has its reason beside it. Nothing here has been seen by a Docker or a 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.support import settings_for
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+KUBECTL = shutil.which("kubectl")
 
 Document = dict[str, Any]
 
@@ -164,6 +167,19 @@ def test_a_version_is_rolled_out_since_its_tag_is_another() -> None:
         assert not each["image"].endswith(":latest"), name
     for resource in build["resources"]:
         assert (KUBERNETES / resource).exists(), resource
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl to build them with")
+def test_the_manifests_can_be_built_together() -> None:
+    assert KUBECTL is not None
+    built = subprocess.run([KUBECTL, "kustomize", KUBERNETES], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    found = list(yaml.safe_load_all(built.stdout))
+    assert {"Deployment", "StatefulSet", "HTTPRoute", "NetworkPolicy"} <= {each["kind"] for each in found}
+    (deployment,) = [each for each in found if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    images = {each["image"] for each in [*pod["initContainers"], *pod["containers"]]}
+    assert images == {f"registry.example/hubbub:{__version__}"}
 
 
 def test_containers_may_do_little() -> None:
