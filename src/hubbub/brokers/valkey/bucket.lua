@@ -1,3 +1,6 @@
+#!lua flags=allow-oom
+-- (With a full engine, too: or who fills it would have each node's limits for themselves. A short key for each user and API key
+-- that just sent much; it ends within the time that a burst takes to come back.)
 -- A token bucket (the generic cell rate algorithm: its state is when it will be full again): takes up to so many.
 -- KEYS: the bucket. ARGV: microseconds per token, tokens that it holds, tokens wanted.
 -- Returns how many there were, and the microseconds until it is full.

@@ -1,3 +1,5 @@
+#!lua flags=allow-oom
+-- (With a full engine, too: without its fence no node could come back to one that was restarted. One short key a partition.)
 -- The fence of a partition: who the engine is (its run and its replication history), and a token for that life of it.
 -- KEYS: fence. ARGV: identity as this node sees it, a new token.
 -- Another identity than the one that is noted: the engine was restarted, or a replica took over; it may have lost the

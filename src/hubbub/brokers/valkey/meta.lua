@@ -26,8 +26,12 @@ local function meta_read(key, history, token, base)
       return meta
     end
   end
-  redis.call('DEL', history) -- of a meta that is gone: its offsets mean nothing any more
-  return {base = base, offset = 0, bytes = 0, refreshed = 0, older = '', renewed = true}
+  -- The engine looks at its memory until a script's first write, and lets all that follows pass: of a name that is new,
+  -- nothing may be written here, or whoever thinks of names could fill it.
+  if redis.call('EXISTS', history) == 1 then
+    redis.call('DEL', history) -- of a meta that was evicted: its offsets mean nothing any more
+  end
+  return {base = base, offset = 0, bytes = 0, refreshed = 0, older = '', renewed = true, new = true}
 end
 
 local function meta_text(meta, token)

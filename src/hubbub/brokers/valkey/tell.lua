@@ -1,3 +1,6 @@
+#!lua flags=allow-oom
+-- (With a full engine, too: people are disconnected and revoked by it. So many messages are kept and no more, of each bus, and
+-- for minutes. Clients cause short ones only: of their own devices and rooms. The long ones are the app's and the admins'.)
 -- A message to all nodes, or to one. It is kept for a while, so that a node that was cut off can have it.
 -- KEYS: bus (hash: epoch, numbers), the messages (stream). ARGV: whose number ("all" or a node), sender ("": no node),
 -- message, PUBLISH or SPUBLISH, pub/sub channel, how many are kept, for how many seconds, an epoch for a new bus.
