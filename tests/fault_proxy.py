@@ -70,10 +70,11 @@ class FaultProxy:
         for way in self._open.values():
             way.set()
 
-    def hold(self) -> None:
-        """Let nothing pass any more on the connections that are open now."""
-        for moving in self._moving.values():
-            moving.clear()
+    def hold(self, *which: int) -> None:
+        """Let nothing pass any more on the connections that are open now, or on those that were the first, second … of them."""
+        for index, moving in enumerate(self._moving.values()):
+            if not which or index in which:
+                moving.clear()
 
     def let_go(self) -> None:
         """What was held comes, as TCP brings what it repeats: long after another connection was made in its place."""

@@ -302,12 +302,37 @@ async def test_a_node_starts_without_its_engine(own_valkey: Engine) -> None:
     await broker.stop()
 
 
-async def test_a_wrong_password_stops_the_start() -> None:
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("hub:wrong@127.0.0.1:{port}/0", "the user or the password is wrong"),
+        ("127.0.0.1:{port}/0", "it wants a password"),
+        ("hub:right@127.0.0.1:{port}/99", "it has no such database"),
+    ],
+)
+async def test_what_is_set_up_wrongly_stops_the_start_at_once(where: str, what: str) -> None:
     with Engine(user="hub", password="right") as engine:
-        url = f"valkey://hub:wrong@127.0.0.1:{engine.port}/0"
-        broker = ValkeyBroker(settings_for(valkey_url=url, valkey_timeout=2.0), SystemClock())
-        with pytest.raises(ConfigurationError, match="does not let us in"):
-            await broker.start(Heard())
+        url = f"valkey://{where.format(port=engine.port)}"
+        broker = ValkeyBroker(settings_for(valkey_url=url, valkey_timeout=60.0), SystemClock())
+        async with asyncio.timeout(WITHIN):
+            with pytest.raises(ConfigurationError, match=what) as raised:
+                await broker.start(Heard())
+        assert f"the engine at 127.0.0.1:{engine.port}" in str(raised.value)
+
+
+async def test_what_keeps_it_from_the_engine_is_said(own_valkey: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    port = own_valkey.port
+    for url, what in (
+        (f"valkeys://127.0.0.1:{port}/0", "valkeys:// is with TLS"),
+        ("valkey://127.0.0.1:9/0", "the engine at 127.0.0.1:9: "),
+        ("unix:///nowhere/valkey.sock", "the engine at /nowhere/valkey.sock: "),
+    ):
+        caplog.clear()
+        broker = ValkeyBroker(settings_for(valkey_url=url, valkey_timeout=0.3), SystemClock())
+        await broker.start(Heard())
+        await until(lambda: bool(caplog.records), "it is said")
+        assert what in caplog.records[0].getMessage()
+        await broker.stop()
 
 
 async def test_a_full_engine_refuses_and_goes_on(own_valkey: Engine) -> None:
@@ -433,6 +458,39 @@ async def test_what_a_given_up_connection_still_brings_is_refused(own_valkey: En
         told = [payload for _, payload in heard.payloads]
         assert sum(b"pay" in payload for payload in told) == 1
         assert (await other.recover("a", None, 0, KEEPS)).position.offset == 42
+
+
+async def test_refusing_costs_nothing_however_much_waits(own_valkey: Engine) -> None:
+    async with fault_proxy(("127.0.0.1", own_valkey.port)) as proxy, node(proxy.url) as (broker, _):
+        await proxy.refuse()
+        proxy.reset()
+        await until(lambda: not broker.shards[0].up, "the engine is away")
+        waiting = [asyncio.ensure_future(broker.publish("a", publication("waits"), KEEPS)) for _ in range(15_000)]
+        await until(
+            lambda: asyncio.get_running_loop().time() - broker.shards[0].down_since > PATIENCE, "it is given up"
+        )
+        assert not any(each.done() for each in waiting)
+        began = time.process_time()
+        for _ in range(1000):
+            with pytest.raises(BrokerUnavailable):
+                await broker.publish("a", publication("refused"), KEEPS)
+        assert time.process_time() - began < 0.5  # over a second if each went over what waits
+        for each in waiting:
+            each.cancel()
+
+
+async def test_a_history_in_use_stays_whatever_clock_a_node_has(own_valkey: Engine) -> None:
+    """A node that is ahead says when the history's end was put off; the others must not take that for their own time."""
+    short = ChannelOptions(history_size=100, history_ttl=0.2)
+    async with node(own_valkey.unix_url) as (broker, _), node(own_valkey.unix_url) as (ahead, _):
+        ahead._keeping[0]._time = lambda: time.time() + 60
+        await ahead.publish("a", publication("1"), short)
+        left = own_valkey.call("PTTL", "hubbub:{0}:h:a")
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            await broker.publish("a", publication("more"), short)
+            await asyncio.sleep(0.02)
+        assert own_valkey.call("PTTL", "hubbub:{0}:h:a") > left - 400
 
 
 async def test_here_alone_what_is_said_is_heard_in_its_order(own_valkey: Engine) -> None:

@@ -97,6 +97,19 @@ async def test_what_no_replica_keeps_does_not_wait_for_any(own_valkey: Engine) -
         assert [position.offset for position in await asyncio.gather(*waiting)] == list(range(2, 12))
 
 
+async def test_a_network_that_forgot_the_connection_that_waits(own_valkey: Engine) -> None:
+    """It is idle whenever nobody publishes, unlike the others, and a router may forget it."""
+    async with (
+        a_replica(own_valkey),
+        fault_proxy((HOST, own_valkey.port)) as proxy,
+        node(proxy.url, valkey_replicas=1, valkey_timeout=30.0) as (broker, _),
+    ):
+        assert (await broker.publish("a", publication("1"), KEEPS)).offset == 1
+        proxy.hold(2)
+        assert (await broker.publish("a", publication("2"), KEEPS)).offset == 2, "over a new connection"
+        assert broker.stats.breaks == 1
+
+
 async def test_the_memory_being_full_does_not_make_it_say_more_than_there_is(own_valkey: Engine) -> None:
     async with (
         a_replica(own_valkey) as (_, way),

@@ -197,7 +197,7 @@ async def test_with_a_user_and_a_password(tmp_path: Path) -> None:
         await stranger.start()  # the port is there before the app
         try:
             await has_ended(stranger)
-            assert "HUBBUB_VALKEY_URL: the engine does not let us in: WRONGPASS" in stranger.tail()
+            assert "the user or the password is wrong" in stranger.tail()
         finally:
             await stranger.close()
 

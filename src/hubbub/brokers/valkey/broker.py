@@ -259,7 +259,8 @@ class ValkeyBroker:
         now = loop.time()
         outbound = (self._keeping if options.history_size else self._passing)[partition.index]
         if self._is_away(shard, now):
-            outbound.give_up_local()  # what came before it
+            if options.offline == "local":
+                outbound.give_up_local()  # what came before it
             self._without(channel, publication, options, done)
             return
         if type(publication.at) is not float:

@@ -154,6 +154,7 @@ class Outbound:
         self._names = lru_cache(maxsize=16_384)(self._names_of)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
+        self._local = 0
         self._under_way: deque[_Batch] = deque()
         self._repairs = 0
         self._repairing = False
@@ -175,6 +176,7 @@ class Outbound:
             self.stats.full += 1
             raise ClientError(ErrorCode.BUSY, "too much waits for the engine", retry_after=1.0)
         self._queue.append(entry)
+        self._local += entry.options.offline == "local"
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
@@ -206,6 +208,7 @@ class Outbound:
         deadline = self._queue[0].deadline
         while self._queue and count < BATCH and size < BATCH_BYTES:
             entry = self._queue.popleft()
+            self._local -= entry.options.offline == "local"
             count += 1
             size += len(entry.body)
             single = entry.once is not None or entry.version is not None
@@ -381,11 +384,13 @@ class Outbound:
 
     def give_up_local(self) -> None:
         """The engine is away: what was never sent, and has the option ``local``, is refused, in its order."""
+        if not self._local:
+            return
         kept: deque[Entry] = deque()
         local: list[Entry] = []
         for entry in self._queue:
             (local if entry.options.offline == "local" else kept).append(entry)
-        self._queue = kept
+        self._queue, self._local = kept, 0
         for entry in local:
             self._room.give(1, len(entry.body))
             _tell(entry, None, BrokerUnavailable("the engine is away"))
@@ -394,6 +399,7 @@ class Outbound:
         """Give up what waited too long."""
         while self._queue and self._queue[0].deadline <= now:
             entry = self._queue.popleft()
+            self._local -= entry.options.offline == "local"
             self._room.give(1, len(entry.body))
             self.stats.away += 1
             _tell(entry, None, BrokerUnavailable("the engine does not answer in time"))
@@ -418,6 +424,7 @@ class Outbound:
             self._room.give(1, len(entry.body))
             _tell(entry, None, refusal)
         self._queue.clear()
+        self._local = 0
 
     @staticmethod
     def _refuse(batch: _Batch, error: Exception) -> None:

@@ -105,7 +105,8 @@ while arg <= last do
       if meta.bytes < 0 then
         meta.bytes = 0
       end
-      if (now - meta.refreshed) * 4000 >= ttl then
+      -- (another node's clock may be ahead)
+      if meta.refreshed > now or (now - meta.refreshed) * 4000 >= ttl then
         redis.call('PEXPIRE', history, math.ceil(ttl * 1.25) + 1000)
         meta.refreshed = now
       end

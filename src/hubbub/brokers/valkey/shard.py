@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from hubbub.brokers.valkey.address import Address
 from hubbub.brokers.valkey.keys import Partition
+from hubbub.brokers.valkey.reasons import HOPELESS, why
 from hubbub.brokers.valkey.replicas import Replicas
 from hubbub.brokers.valkey.scripts import FENCE, PUBLISH, READ, Script
 from hubbub.brokers.valkey.wire import Wire, WireError, settle
@@ -40,8 +41,6 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 AT_ONCE: Final = 512
 """Channels in one SUBSCRIBE."""
-HOPELESS: Final = frozenset({"NOAUTH", "WRONGPASS", "NOPROTO", "NOPERM", "UNSUPPORTED"})
-"""Refusals that say that something is set up wrongly."""
 GONE: Final = frozenset({"LOADING", "READONLY", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "UNBLOCKED"})
 """Errors that say that this is not (or not yet) where to write."""
 MOVING: Final = frozenset({"ASK", "TRYAGAIN"})
@@ -66,6 +65,8 @@ class Shard:
     :ivar up: connected, and subscribed to all that is wanted.
     :ivar connection: the number of the connection, higher with each of this process. What is sent with it can be told from
         what an older connection's bytes, late, still ask for.
+    :ivar trouble: why it could not be connected to last; None while all is well.
+    :ivar hopeless: the same, where trying again does not help.
     :ivar fences: by tag of a partition: the fence, and its token.
     :ivar on_up: called after each connection with whether the engine is another one than the last time (or was restarted).
     :ivar on_sweep: called about twice a second.
@@ -101,7 +102,9 @@ class Shard:
         self.fences: dict[str, tuple[str, str]] = {}
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self.on_sweep: list[Callable[[float], None]] = []
+        self.trouble: str | None = None
         self.hopeless: str | None = None
+        self._address: Address | None = None
         self._listeners: dict[bytes, Listener] = {}
         self._news: dict[str, list[asyncio.Future[None]]] = {}
         self._farewells: set[str] = set()
@@ -138,7 +141,7 @@ class Shard:
                 future.cancel()
 
     async def came_up(self, timeout: float) -> bool:
-        """Wait until it is connected, for some seconds at most; whether it is."""
+        """Wait until it is connected, for some seconds at most; whether it is. Not for what is hopeless."""
         try:
             async with asyncio.timeout(timeout):
                 await self._came.wait()
@@ -153,8 +156,9 @@ class Shard:
 
     @property
     def _silent_since(self) -> float:
-        """When a probe was heard, and anything came over the connection for reading."""
-        return min(self._heard, self.reads.heard if self.reads is not None else 0.0)
+        """When a probe was heard, and anything came over the other connections."""
+        others = (self.reads, self._waits) if self.replicas is not None else (self.reads,)
+        return min(self._heard, *(wire.heard if wire is not None else 0.0 for wire in others))
 
     def drop(self) -> None:
         """End the connections; they are made again."""
@@ -170,10 +174,12 @@ class Shard:
                 await self._connect()
             except (WireError, OSError, TimeoutError) as error:
                 self.drop()
-                text = str(error) or "no answer"
+                text = self.trouble = why(error, self._address)
                 self.hopeless = text if isinstance(error, WireError) and error.code in HOPELESS else None
+                if self.hopeless is not None:
+                    self._came.set()  # nobody need wait for it
                 if text != told:
-                    log.error("the engine cannot be used, it is tried again: %s", text)
+                    log.error("%s; it is tried again", text)
                     told = text
             except Exception:
                 self.drop()
@@ -181,7 +187,7 @@ class Shard:
             else:
                 if told:
                     log.warning("the engine is back")
-                told, began = "", self._loop.time()
+                told, self.trouble, self.hopeless, began = "", None, None, self._loop.time()
                 await self._ended.wait()
                 if self._loop.time() - began > LASTING:
                     pause = FIRST_PAUSE
@@ -196,6 +202,7 @@ class Shard:
         if self.up:
             self.up = False
             self.down_since = self._loop.time()
+        if self.hopeless is None:
             self._came.clear()
 
     def _wire_lost(self, wire: Wire) -> None:
@@ -206,7 +213,8 @@ class Shard:
     async def _connect(self) -> None:
         self._open = False
         self.connection = next(_CONNECTIONS)
-        address = await self._locate(self)
+        self._address = None
+        self._address = address = await self._locate(self)
         self.main = main = await Wire.connect(
             address, name=f"hubbub-{self._name}", timeout=CONNECT, pushed=self._pushed, lost=self._wire_lost
         )
@@ -238,6 +246,8 @@ class Shard:
             log.warning("the engine is another one than before, or was restarted")
         self.stats.connects += 1
         self._heard = self.reads.heard = self._loop.time()
+        if self._waits is not None:
+            self._waits.heard = self._heard
         self.up = True
         self._came.set()
         for tell in list(self.on_up):
@@ -443,6 +453,8 @@ class Shard:
                 self._probed = now
                 self.main.send((self.publish_verb, self._probe_channel(), b"?"), self._probe_answered)
                 self.reads.send(("PING",), lambda reply, error: None)
+                if self._waits is not None:  # it answers after a WAIT at the latest: that takes a second
+                    self._waits.send(("PING",), lambda reply, error: None)
         for sweep in self.on_sweep:
             sweep(now)
 
@@ -456,7 +468,7 @@ class Shard:
 def check_hopeless(shard: Shard) -> None:
     """:raises ConfigurationError: the engine is there, and what is set does not let us in."""
     if shard.hopeless is not None:
-        raise ConfigurationError(f"HUBBUB_VALKEY_URL: the engine does not let us in: {shard.hopeless}")
+        raise ConfigurationError(f"HUBBUB_VALKEY_URL: {shard.hopeless}")
 
 
 def _settle_late(future: asyncio.Future[Any]) -> None:

@@ -86,7 +86,8 @@ class Wire(asyncio.Protocol):
     ) -> Wire:
         """Connect and say hello.
 
-        :raises WireError: it refuses us. ``code`` is ``NOAUTH``, ``WRONGPASS`` or ``NOPROTO`` where trying again is no use.
+        :raises WireError: it refuses us. ``code`` is ``NOAUTH``, ``WRONGPASS``, ``NOPROTO`` or ``NODB`` (it has no such
+            database) where trying again is no use.
         :raises OSError: it cannot be reached; ``TimeoutError``: not in time.
         """
         wire = cls(pushed, lost)
@@ -99,11 +100,17 @@ class Wire(asyncio.Protocol):
                 hello += ["SETNAME", name]
                 await wire.call(*hello)
                 if address.db:
-                    await wire.call("SELECT", str(address.db))
+                    await wire._select(address.db)
             except BaseException:
                 wire.abort()
                 raise
         return wire
+
+    async def _select(self, db: int) -> None:
+        try:
+            await self.call("SELECT", str(db))
+        except WireError as error:
+            raise WireError(str(error), "NODB" if "range" in str(error) else error.code) from None
 
     async def _open(self, address: Address) -> None:
         if address.path is not None:
