@@ -1,9 +1,11 @@
 """Publishing without running a server: a script, or a task of Celery's. It needs the engine that the nodes share.
 
-Run it:  valkey-server, then  HUBBUB_VALKEY_URL=valkey://127.0.0.1:6379/0 hubbub serve
-         HUBBUB_VALKEY_URL=valkey://127.0.0.1:6379/0 python examples/publish_from_elsewhere.py alice
-Connect: ws://127.0.0.1:8000/ws?token=…  (`hubbub token alice`), send  {"type": "subscribe", "channel": "reports:7"}
-         and get  {"type": "publication", "channel": "reports:7", …}  and  {"type": "notification", …}
+Run it:  hubbub serve --workers 2
+         HUBBUB_VALKEY_URL=unix://$PWD/.hubbub/valkey/valkey.sock python examples/publish_from_elsewhere.py alice
+         (with an engine of your own, both have the same HUBBUB_VALKEY_URL)
+Connect: ws://127.0.0.1:8000/ws?token=…  (`hubbub token alice --subscribe 'reports:*'`), send
+         {"type": "subscribe", "channel": "reports:7"}, run it, and get
+         {"type": "publication", "channel": "reports:7", …}  and  {"type": "notification", …}
 """
 
 import sys
