@@ -379,8 +379,8 @@ async def version() -> int:
 PATIENCE = 20.0
 
 
-class Reloading:
-    """``uvicorn --reload`` in a process group of its own."""
+class Uvicorn:
+    """``uvicorn`` in a process group of its own."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -404,17 +404,18 @@ class Reloading:
 
 
 @contextmanager
-def reloading(lane: str, folder: Path) -> Iterator[Reloading]:
+def uvicorn(lane: str, folder: Path, *how: str, **environment: str) -> Iterator[Uvicorn]:
     classes = [f"--{name}={value}" for name, value in UVICORN[lane].items()]
-    options = ["--reload", "--reload-dir", str(folder), "--port", "0", "--timeout-graceful-shutdown", "3"]
+    options = [*how, "--port", "0", "--timeout-graceful-shutdown", "3"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
     settings = {"HUBBUB_DEV": "1", "HUBBUB_DATA_DIR": str(folder / "data"), "PYTHONPATH": kept.get("PYTHONPATH", "")}
+    settings |= environment
     process = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "main:app", *options, *classes], cwd=folder, env={**kept, **settings},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        yield Reloading(process)
+        yield Uvicorn(process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -444,7 +445,7 @@ def test_reload(lane: str, tmp_path: Path) -> None:
     """A file changes, the server restarts: who was there is told so, and can come back with the same token."""
     main = tmp_path / "main.py"
     main.write_text(MAIN)
-    with reloading(lane, tmp_path) as server:
+    with uvicorn(lane, tmp_path, "--reload", "--reload-dir", str(tmp_path)) as server:
         address = server.said(r"running on http://(\S+:\d+)")[1]
         server.said("startup complete")
         assert fetch(f"http://{address}/version") == 1
@@ -459,3 +460,15 @@ def test_reload(lane: str, tmp_path: Path) -> None:
         with connect(f"ws://{address}/ws?token={token}", proxy=None, open_timeout=PATIENCE) as client:
             assert "auth_success" in str(client.recv(timeout=PATIENCE))
             assert fetch(f"http://{address}/version") == 22
+
+
+def test_workers_of_another_server_without_an_engine_are_warned_of(lane: str, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(MAIN)
+    with uvicorn(lane, tmp_path, "--workers", "2", HUBBUB_DATABASE_URL="sqlite://") as server:
+        server.said("one of 2 workers, and there is no engine.*hubbub serve --app module:app --workers 2")
+
+
+def test_workers_of_another_server_do_not_share_a_sqlite_file(lane: str, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(MAIN)
+    with uvicorn(lane, tmp_path, "--workers", "2") as server:
+        server.said("for several workers, use `hubbub serve --app module:app --workers N`")

@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "toolkit": ("toolkit",),
     "entry points": (
         "endpoint", "api", "rest", "asyncapi", "app", "cli", "maintenance", "progress", "logs", "__init__",
-        "__main__", "serving", "listening", "worker", "workers", "publisher",
+        "__main__", "serving", "processes", "listening", "worker", "workers", "publisher",
     ),
     "side rooms": ("testing",),
 }  # fmt: skip

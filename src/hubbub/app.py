@@ -22,7 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 
-from hubbub import control, schema
+from hubbub import control, processes, schema
 from hubbub.api import Api, publish_data
 from hubbub.asyncapi.routes import add_routes
 from hubbub.auth import Grants, issue_token
@@ -188,6 +188,7 @@ class Hubbub(Declares, Owner):
         @asynccontextmanager
         async def lifespan(inner: Any) -> AsyncIterator[Mapping[str, Any]]:
             _redact_server_logs()
+            self._warn_of_workers()
             async with original(inner) as state:
                 await self.hub.ensure_started()
                 try:
@@ -200,6 +201,10 @@ class Hubbub(Declares, Owner):
         app.state.hubbubs = [*others, self]
         if not others:
             app.state.hubbub = self
+
+    def _warn_of_workers(self) -> None:
+        if self.hub.broker.peers is None and (count := processes.workers()) > 1:
+            log.warning(processes.ALONE.format(count=count))
 
     def state(self) -> dict[str, Any]:
         """What the transports look for in the ASGI state. Of several hubs in an app, the first sets the limits of the

@@ -126,4 +126,7 @@ def _taken(path: Path, holder: str, shared: bool) -> ConfigurationError:
     who = f"another process{f' ({holder})' if holder else ''} writes to {path}"
     if shared:
         return ConfigurationError(f"{who} and shares it with nobody: stop it first")
-    return ConfigurationError(f"{who}: SQLite takes one at a time; stop it, or use PostgreSQL (HUBBUB_DATABASE_URL)")
+    return ConfigurationError(
+        f"{who}: SQLite takes one at a time. Stop it; or, for several workers, use `hubbub serve "
+        "--app module:app --workers N` (they take turns), or PostgreSQL (HUBBUB_DATABASE_URL)"
+    )
