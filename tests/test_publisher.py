@@ -342,6 +342,36 @@ async def test_what_is_under_way_when_the_engine_is_killed_is_published_once(tmp
         assert kept == 601, "each once"
 
 
+async def test_calls_that_are_given_up_leave_nothing_behind(own_valkey: Engine) -> None:
+    """A request's own deadline ends while the engine stands still: what the call had begun to connect must go."""
+
+    def connections() -> int:
+        return int(own_valkey.call("CLIENT", "LIST").count(b"name=hubbub-"))
+
+    before = asyncio.all_tasks()
+    async with AsyncPublisher(own_valkey.url, prefix="given-up") as hub:
+        own_valkey.pause()
+        try:
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(hub.publish("news", 1), 0.05)
+            calls = [asyncio.create_task(hub.publish("news", 1)) for _ in range(5)]
+            done, _ = await asyncio.wait(calls, timeout=0.05)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            assert not done
+        finally:
+            own_valkey.resume()
+        await until(lambda: asyncio.all_tasks() == before, "all that was begun has ended")
+        await until(lambda: connections() == 0, "the engine has seen it")
+        assert (await hub.publish("news", 2)).offset == 1
+        used = connections()
+        assert 0 < used <= 3
+    assert asyncio.all_tasks() == before
+    await until(lambda: connections() == 0, "it was closed")
+
+
 async def test_without_an_engine_a_call_says_what_to_do() -> None:
     with Engine() as engine:
         url = engine.url

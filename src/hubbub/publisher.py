@@ -87,6 +87,7 @@ class AsyncPublisher:
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._make = _maker(self._settings)
 
     async def publish(
@@ -275,6 +276,7 @@ class AsyncPublisher:
             raise RuntimeError("an AsyncPublisher belongs to the loop that it was used in first: make another one")
         # the loop that it was used in has ended, and its connections with it
         self._loop, self._lock, self._broker, self._timer, self._calls = loop, asyncio.Lock(), None, None, 0
+        self._ending = set()
 
     async def _started(self) -> OutsideBroker:
         if self._timer is not None:
@@ -284,7 +286,11 @@ class AsyncPublisher:
             await self._stop()  # it pauses between its attempts to connect: a new one tries at once
         if self._broker is None:
             broker = self._make()
-            await broker.begin()
+            try:
+                await broker.begin()
+            except BaseException:  # who called has a deadline of its own, or the engine does not let us in
+                self._end(broker)
+                raise
             self._broker = broker
         return self._broker
 
@@ -294,7 +300,15 @@ class AsyncPublisher:
             self._timer = None
         broker, self._broker = self._broker, None
         if broker is not None:
-            await broker.stop()
+            self._end(broker)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _end(self, broker: OutsideBroker) -> None:
+        """Let go of its connections, whatever becomes of who wants that."""
+        task = asyncio.get_running_loop().create_task(broker.stop())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _let_go_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._calls and self._broker is not None and math.isfinite(self._idle):
