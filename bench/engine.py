@@ -176,7 +176,9 @@ def _await(process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
 class _Tape:
     """In place of a connection: keeps the commands that the broker would send."""
 
-    up = True
+    up = open = True
+    connection = 1
+    replicas = None
     publish_verb = "PUBLISH"
 
     def __init__(self, fence: str) -> None:
@@ -217,6 +219,7 @@ class Batches:
                 "benchbenchbe",
                 time.time,
                 Room(1 << 20, 1 << 30),
+                keeps=True,
                 history_bytes=1 << 20,
             )
             outbound._number = self.NUMBERS - 1  # reached into, so that the broker itself makes what is measured

@@ -72,7 +72,8 @@ class NodeBench:
     ) -> Iterator[Nodes]:
         with ExitStack() as stack:
             held = stack.enter_context(engine(nice=self.settings.nice)) if shared else None
-            url = {"HUBBUB_VALKEY_URL": held.url} if held else {}
+            # the rooms are live, so there is nothing to store: and two nodes may not have two databases
+            url = {"HUBBUB_VALKEY_URL": held.url, "HUBBUB_DATABASE_URL": "sqlite://"} if held else {}
             started = [
                 stack.enter_context(running(node(name, app, {**url, **env}), None, rooms, self.settings.nice))
                 for name in ("node-a", "node-b")[:count]

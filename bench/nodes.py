@@ -127,21 +127,27 @@ def faults_of(results: Sequence[Result], fault: str) -> int:
     )
 
 
-def ratio(case: NodeCase, measured: Measured) -> str:
+def ratio(case: NodeCase, measured: Measured, key: str = "value") -> str:
     """To its base, repeat by repeat; the median."""
     base = measured.get(case.base or "", [])
     pairs = zip(measured[case.name], base, strict=False)
-    ratios = [result["value"] / max(other["value"], 1e-9) for result, other in pairs]
+    ratios = [result[key] / max(other[key], 1e-9) for result, other in pairs if key in result and key in other]
     return f"**{statistics.median(ratios):.2f}**" if ratios else "–"
+
+
+def ratio_per_cpu(case: NodeCase, measured: Measured) -> str:
+    """The same per CPU second of the node that fans out: what other work on the machine does not change."""
+    return ratio(case, measured, "per_cpu_s")
 
 
 def table(measured: Measured, cases: Sequence[NodeCase]) -> str:
     rows = [
-        f"| {case.title} | {ratio(case, measured)} | {described(case, results)} | {case.goal or ''} |"
+        f"| {case.title} | {ratio(case, measured)} | {ratio_per_cpu(case, measured)} | {described(case, results)} "
+        f"| {case.goal or ''} |"
         for case in cases
         if (results := measured.get(case.name))
     ]
-    return "\n".join(["| case | ratio | | goal |", "|---|---|---|---|", *rows])
+    return "\n".join(["| case | ratio | per CPU second | | goal |", "|---|---|---|---|---|", *rows])
 
 
 def report(bench: NodeBench, measured: Measured, cases: Sequence[NodeCase], notes: Sequence[str]) -> str:
@@ -150,7 +156,8 @@ def report(bench: NodeBench, measured: Measured, cases: Sequence[NodeCase], note
         f"# Two nodes, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"{os.cpu_count()} cores for two nodes, Valkey and the load generator together; a Unix socket to Valkey, nothing on "
         f"disk; {CHANNELS} channels with history; {settings.text_bytes}-byte texts; medians of {options.repeat} × "
-        f"{settings.seconds:g} s. Bold: the ratio to its base in the same repeat (the engine alone, or the memory broker). "
+        f"{settings.seconds:g} s. Bold: the ratio to its base in the same repeat (the engine alone, or the memory broker); of "
+        "fan-outs also per CPU second of the node that fans out, which stands where other work had a part of the cores. "
         f"Load average now: {os.getloadavg()[0]:.1f}. What is measured and how: bench/README.md.",
         table(measured, cases),
     ]
