@@ -339,8 +339,8 @@ class Broker(Past, Protocol):
 
     # A broker whose `publish` has to wait may have `submit(channel, publication, options, done, *, once, version)` too: it
     # returns at once, and calls `done(position, error)` with one of both: for each channel in the order of the calls, but
-    # for a refusal, which may come at once. Then what a session publishes does not wait for the answer to what it published
-    # before.
+    # for a refusal, which may come at once (and those without history in an order of their own). Then what a session
+    # publishes does not wait for the answer to what it published before.
 
     async def subscribe(self, channel: str) -> None:
         """This node wants the channel's publications from now on."""
