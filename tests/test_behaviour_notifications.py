@@ -204,3 +204,12 @@ async def test_from_the_apps_own_code(lane: str) -> None:
         assert await server.hubbub.broadcast("t", "m", exclude_users=["bob"]) == 1
         kinds = [(await alice.receive())["type"] for _ in range(3)]
         assert sorted(kinds) == ["broadcast_notification", "notification", "notification"]
+
+
+async def test_the_apps_own_code_cannot_send_a_type_that_clients_do_not_know(lane: str) -> None:
+    async with serve(lane) as server, server.client("alice") as alice:
+        wrong: Any = "nope"
+        for work in (server.hubbub.notify("alice", "t", "m", wrong), server.hubbub.broadcast("t", "m", wrong)):
+            with pytest.raises(ValueError, match="one of info, success, warning, error, and not 'nope'"):
+                await work
+        await alice.nothing_more()

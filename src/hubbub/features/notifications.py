@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
@@ -139,6 +139,9 @@ class Notifications:
         return self.hub.everyone(payload, frozenset(message.exclude))
 
 
+TYPES: Final[tuple[str, ...]] = get_args(NotificationType)
+
+
 def options_of(settings: Settings) -> ChannelOptions:
     """How the channels of users behave."""
     wanted = settings.channels.get("user:*", ChannelOptions(history_size=100, history_ttl=86_400.0))
@@ -151,10 +154,17 @@ def notification_of(
     """A notification: its id, and what follows the offset in its message.
 
     :raises ClientError: the metadata has something that JSON and MessagePack cannot both carry.
+    :raises ValueError: there is no such type.
     """
+    _check_type(notification_type)
     plain = msgspec.json.decode(plain_data(msgspec.Raw(JSON.encode(metadata or {})), is_json=True))
     data = NotificationData(secrets.token_urlsafe(9), title, message, notification_type, rfc3339(now), plain)
     return data.id, b',"data":%b}' % JSON.encode(data)
+
+
+def _check_type(notification_type: str) -> None:
+    if notification_type not in TYPES:
+        raise ValueError(f"a notification's type is one of {', '.join(TYPES)}, and not {notification_type!r}")
 
 
 def publication_for(tail: bytes, now: float, options: ChannelOptions) -> Publication:
@@ -165,5 +175,9 @@ def publication_for(tail: bytes, now: float, options: ChannelOptions) -> Publica
 
 
 def broadcast_of(title: str, message: str, notification_type: NotificationType, now: float) -> bytes:
-    """A broadcast as JSON text."""
+    """A broadcast as JSON text.
+
+    :raises ValueError: there is no such type.
+    """
+    _check_type(notification_type)
     return JSON.encode(BroadcastNotification(data=BroadcastData(title, message, notification_type, rfc3339(now))))
