@@ -481,7 +481,34 @@ async def test_without_its_engine_a_node_limits_alone_and_comes_back(
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(own_valkey: Engine) -> None:
+async def test_many_who_come_near_their_rate_at_once_share_a_few_connections() -> None:
+    """A Cluster's servers give eight each, and whoever asked for one more would be told that there is no engine."""
+    with Shards() as shards:
+        async with running(settings_for(valkey_url=shards.url, **pace), clock=HandClock()) as server:
+            quotas = server.hub.quotas
+            assert quotas.messages is not None
+            want, asked = quotas.messages._want, set[str]()
+
+            def wants(key: str) -> None:
+                asked.add(key)
+                want(key)
+
+            quotas.messages._want = wants
+            for number in range(200):
+                while f"user-{number}" not in asked:
+                    assert quotas.messages.take(f"user-{number}", 0.0) == 0.0
+            await settled(server)
+            assert (quotas.bought, quotas.failed) == (200, 0)
+            made = [
+                engine.call("CLIENT", "LIST", "TYPE", "normal").count(b"lib-name=redis-py") for engine in shards.engines
+            ]
+            assert max(made) <= 8
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
+    own_valkey: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = settings_for(valkey_url=own_valkey.url, **{**pace, "user_rate_burst": 1000})
     async with running(settings, clock=HandClock()) as server, server.client("alice") as alice:
         await spent(server, alice)
@@ -495,6 +522,8 @@ async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(own_valkey: E
                 assert answer["type"] == "pong", answer
             await until(lambda: server.hub.quotas.failed > failed)
             assert slowest < 0.7, "the deadline is one second"
+            said = next(record for record in caplog.records if "limits are not shared now" in record.message)
+            assert said.__dict__["error"] == "no answer within 1 s"
         finally:
             own_valkey.resume()
 

@@ -25,8 +25,8 @@ RETRY: Final = 2.0
 """Seconds between two questions while it does not answer."""
 SILENCE: Final = 60.0
 """Seconds in which the log has this once."""
-BUYERS: Final = 64
-"""Purchases that may be under way at once."""
+BUYERS: Final = 8
+"""Purchases that may be under way at once. Each has a connection of its own, and of a Cluster's servers each gives eight."""
 
 
 class Counters(Protocol):
@@ -168,7 +168,8 @@ class Quotas:
         now = self._hub.clock.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + SILENCE
-            log.warning("limits are not shared now: the engine does not answer", extra={"error": str(error)})
+            why = str(error) or f"no answer within {DEADLINE:g} s"  # a timeout's text is empty
+            log.warning("limits are not shared now: the engine does not answer", extra={"error": why})
         self._retry_at = now + RETRY
         for share in self._shares.values():
             share.away = True
