@@ -250,7 +250,7 @@ class AsyncPublisher:
     async def _with(self, work: Callable[[_Way], Awaitable[T]]) -> T:
         """Do something over a connection.
 
-        :raises BrokerUnavailable: says where the engine was looked for.
+        :raises BrokerUnavailable: says where the engine was looked for, and what came of it.
         """
         self._settle_in(loop := asyncio.get_running_loop())
         deadline = loop.time() + self._settings.valkey_timeout
@@ -264,7 +264,8 @@ class AsyncPublisher:
         try:
             return await work(way)
         except BrokerUnavailable as error:
-            raise BrokerUnavailable(f"{error}: {way.where}. {_ADVICE}") from None
+            said = str(error) if way.where in str(error) else f"{error}: {way.where}"
+            raise BrokerUnavailable(f"{said}. {_ADVICE}") from None
         finally:
             self._calls -= 1
             self._let_go_later(loop)
@@ -353,8 +354,8 @@ class _Way:
         left = max(0.0, self._deadline - asyncio.get_running_loop().time())
         if not shard.up and not await shard.came_up(left):
             if shard.hopeless is not None:
-                raise ConfigurationError(f"{self.where} does not let us in: {shard.hopeless}")
-            raise BrokerUnavailable("the engine does not answer")
+                raise ConfigurationError(shard.hopeless)
+            raise BrokerUnavailable(shard.trouble or "the engine does not answer")
         return partition
 
     async def tell(self, letter: bytes) -> None:
