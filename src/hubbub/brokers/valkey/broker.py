@@ -82,6 +82,7 @@ class ValkeyBroker:
         self.on_up: list[Callable[[Shard, bool], None]] = []
         self._inlet: Inlet | None = None
         self._topology: Topology | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking which one runs costs a system call
         self._lines: dict[str, _Line] = {}
         self._keeping: list[Outbound] = []
         self._passing: list[Outbound] = []
@@ -125,6 +126,7 @@ class ValkeyBroker:
         :raises ConfigurationError: the engine is there and does not let us in.
         """
         self._inlet = inlet
+        self._loop = asyncio.get_running_loop()
         settings = self._settings
         topology = self._topology = Topology(
             self.target,
@@ -171,7 +173,7 @@ class ValkeyBroker:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-        self._topology = None
+        self._topology = self._loop = None
         self._inlet = None
         self._started = False
         self._keeping.clear()
@@ -250,13 +252,12 @@ class ValkeyBroker:
         once: str | None = None,
         version: int | None = None,
     ) -> None:
-        if self._topology is None:
+        if self._topology is None or self._loop is None:
             done(None, BrokerUnavailable("the broker does not run"))
             return
         partition = self.keys.partition_of(channel)
-        shard = self.shard_of(partition)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        shard = self._topology.shard_of(partition)
+        now = self._loop.time()
         outbound = (self._keeping if options.history_size else self._passing)[partition.index]
         if self._is_away(shard, now):
             if options.offline == "local":
