@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -162,6 +164,24 @@ def workers(directory: Path, count: int = 2, *arguments: str, **settings: str) -
         yield made
     finally:
         made.close()
+
+
+def backlogs(port: int) -> list[int]:
+    """How many connections may wait at each IPv4 socket that listens on a port, as Linux says (sock_diag(7))."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # NETLINK_SOCK_DIAG
+        # SOCK_DIAG_BY_FAMILY, REQUEST | DUMP: all of IPv4 and TCP that listen (TCP_LISTEN is 10)
+        kernel.send(struct.pack("=IHHIIBBBxI48x", 72, 20, 0x301, 1, 0, socket.AF_INET, socket.IPPROTO_TCP, 0, 1 << 10))
+        found: list[int] = []
+        while True:
+            answer = kernel.recv(1 << 16)
+            while answer:
+                length, kind = struct.unpack_from("=IH", answer)
+                if kind != 20:  # NLMSG_DONE
+                    return found
+                # behind the header (16): family, state, timer, retrans, source port; with wqueue 60 further on
+                if struct.unpack_from("!H", answer, 20)[0] == port:
+                    found.append(struct.unpack_from("=I", answer, 76)[0])
+                answer = answer[length + 3 & ~3 :]
 
 
 def gone(processes: list[psutil.Process], within: float = WITHIN) -> None:

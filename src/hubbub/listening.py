@@ -14,7 +14,8 @@ from hubbub.errors import ConfigurationError
 
 log = logging.getLogger("hubbub.workers")
 
-BACKLOG: Final = 2048
+BACKLOG: Final = 16_384
+"""Connections that may wait to be accepted: the kernel allows its net.core.somaxconn at most."""
 SPREADS: Final = sys.platform == "linux"
 """Whether the kernel spreads connections over several sockets of one port. (Elsewhere the last one gets all.)"""
 SO_ATTACH_REUSEPORT_CBPF: Final = 51

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hubbub.errors import ConfigurationError
+from hubbub.listening import BACKLOG
 
 if TYPE_CHECKING:
     from uvicorn import Config, Server
@@ -78,6 +79,7 @@ def config_of(serving: Serving, settings: Settings) -> Config:
         target,
         host=serving.host,
         port=serving.port,
+        backlog=BACKLOG,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         http="hubbub.transports.uvicorn:HttpProtocol",
         ws="hubbub.transports.uvicorn:WebSocketProtocol",
@@ -142,7 +144,7 @@ def serve_alone(serving: Serving) -> int:
             f"cannot listen on {config.host}:{config.port}: taken, or not allowed; use another --port"
         ) from None
     limit_silence(listener, settings)
-    listener.listen(config.backlog)  # whoever reads the next line may connect
+    listener.listen(BACKLOG)  # whoever reads the next line may connect
     serving.announce(listener.getsockname()[1])
     server.run(sockets=[listener])
     return 0 if server.started else 3
