@@ -22,7 +22,9 @@ import pytest
 from websockets.sync.client import connect
 
 from hubbub import cli
+from hubbub.listening import BACKLOG
 from tests.support import SECRET
+from tests.workers_support import backlogs
 
 HUBBUB = [sys.executable, "-m", "hubbub.cli"]
 DEADLINE = 20.0
@@ -148,6 +150,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["--no-dev"], {"HUBBUB_PUBLIC_KEY": "nonsense"}, ["HUBBUB_PUBLIC_KEY"]),
         (["--worker-ports", "9000"], {}, ["--workers 2"]),
         ([], {"HUBBUB_WORKERS": "2", "HUBBUB_DATABASE_URL": "sqlite://"}, ["workers", "in memory"]),
+        ([], {"HUBBUB_WORKERS": "2", "HUBBUB_DATABASE_URL": "mysql://h/d"}, ["HUBBUB_DATABASE_URL", "postgresql://"]),
+        ([], {"HUBBUB_WORKERS": "2", "HUBBUB_VALKEY_URL": "hubbub:pw@h"}, ["HUBBUB_VALKEY_URL", "begin with a scheme"]),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -156,6 +160,13 @@ def test_settings_that_make_no_sense(
     code, out, err = call("serve", "--port", "0", *arguments, **values)
     assert (code, out) == (2, "")
     one_sentence(err, *words)
+
+
+@pytest.mark.parametrize(("port", "first"), [(9101, 9101), (9102, 9101)])
+def test_the_ports_of_the_workers_are_others_than_the_one_they_share(call: Called, port: int, first: int) -> None:
+    code, out, err = call("serve", "--port", str(port), "--workers", "2", "--worker-ports", str(first))
+    assert (code, out) == (2, "")
+    one_sentence(err, f"{first} to {first + 1}", f"{port} among them is that of --port")
 
 
 def test_tokens(call: Called) -> None:
@@ -199,6 +210,8 @@ def test_production_mode_has_no_login_by_name(tmp_path: Path) -> None:
         missing.value.close()
         assert (tmp_path / "data" / "hubbub.db").exists()
         assert not (tmp_path / "data" / "secret").exists()
+        if sys.platform == "linux":
+            assert backlogs(server.port) == [min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))]
         assert server.stop()[0] == 0
 
 

@@ -21,12 +21,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from hubbub import Publisher
 from hubbub.errors import ConfigurationError
-from hubbub.listening import SPREADS, Listeners
+from hubbub.listening import BACKLOG, SPREADS, Listeners
 from hubbub.workers import DEATHS, EARLY, CannotServe, Slot
 from tests.engine_support import until
 from tests.support import SECRET
-from tests.workers_support import WITHIN, Workers, gone, workers
+from tests.workers_support import WITHIN, Workers, backlogs, gone, workers
 
 HEARD = 30.0
 """Seconds for whatever is waited for on a connection."""
@@ -122,6 +123,20 @@ def test_one_line_says_where_they_all_listen(server: Workers) -> None:
     assert {each["worker"] for each in server.records("Application startup complete.")} == {0, 1}
 
 
+def test_its_log_says_how_another_program_reaches_the_engine(server: Workers) -> None:
+    (said,) = server.records("the embedded Valkey answers")
+    with Publisher(said["HUBBUB_VALKEY_URL"]) as hub, session(server, "alice", 1) as alice:
+        hub.notify("alice", "Report", "It is ready.")
+        assert alice.hear("notification")["data"]["title"] == "Report"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_as_many_may_wait_to_be_accepted_as_the_kernel_allows(server: Workers) -> None:
+    most = min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+    assert backlogs(server.port) == [most] * 2
+    assert [backlogs(server.base + index) for index in (0, 1)] == [[most]] * 2
+
+
 def test_each_is_a_process_of_its_own_and_knows_the_others(server: Workers) -> None:
     assert [server.get("/health/live", index) for index in (0, 1)] == [{"status": "live"}] * 2
     assert server.worker(0).pid != server.worker(1).pid
@@ -185,6 +200,10 @@ def refused(directory: Path, *arguments: str, code: int = 2, **values: str) -> s
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert "in memory" in refused(tmp_path, HUBBUB_SECRET=SECRET, HUBBUB_DATABASE_URL="sqlite://").stderr
     assert "HUBBUB_SECRET" in refused(tmp_path).stderr
+    said = refused(tmp_path, HUBBUB_SECRET=SECRET, HUBBUB_VALKEY_URL="valkey//hubbub:s3cret@h").stderr
+    assert "HUBBUB_VALKEY_URL" in said
+    assert len(said.splitlines()) == 1, "no worker was started"
+    assert "s3cret" not in said
     assert not (tmp_path / "data").exists()
 
 

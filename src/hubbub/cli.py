@@ -67,6 +67,11 @@ def serve(
     if workers > 1:
         from hubbub.workers import serve_workers
 
+        if worker_ports is not None and worker_ports <= port < worker_ports + workers:
+            raise ConfigurationError(
+                f"--worker-ports {worker_ports} with {workers} workers are the ports {worker_ports} to "
+                f"{worker_ports + workers - 1}, and {port} among them is that of --port: use others"
+            )
         raise typer.Exit(serve_workers(serving, workers, ports=worker_ports))
     if worker_ports is not None:
         raise ConfigurationError("--worker-ports is for several workers: give --workers 2 or more, too")

@@ -15,6 +15,7 @@ import msgspec
 
 from hubbub import logs
 from hubbub.brokers.embedded import EmbeddedValkey
+from hubbub.brokers.valkey.address import target_of
 from hubbub.errors import ConfigurationError
 from hubbub.listening import BACKLOG, Listeners, bound
 from hubbub.serving import Serving, drain_bound, limit_silence, raise_file_limit
@@ -169,6 +170,8 @@ class Supervisor:
             if self.engine is not None:
                 await self.engine.start()
                 self._environment["HUBBUB_VALKEY_URL"] = self.engine.url
+                # for programs that publish from beside the server (there is no password in it)
+                log.info("the embedded Valkey answers", extra={"HUBBUB_VALKEY_URL": self.engine.url})
             await self._unless_stopped(self._serve())
         except CannotServe as error:
             sys.stderr.write(f"hubbub: {error}\n")
@@ -408,8 +411,12 @@ def serve_workers(serving: Serving, count: int, *, ports: int | None = None) -> 
             "HUBBUB_VALKEY_URL and one HUBBUB_DATABASE_URL (PostgreSQL)"
         )
     settings = load_settings(dev=serving.dev)
+    # what makes no sense is said before anything is started
+    store = _store(settings)
+    if settings.valkey_url:
+        target_of(settings.valkey_url)
     _make_secret(settings)
-    environment = {**os.environ, **_store(settings)}
+    environment = {**os.environ, **store}
     engine = None
     if not settings.valkey_url:
         engine = EmbeddedValkey(settings.data_dir, max_memory=ENGINE_MEMORY * settings.history_total_bytes)
@@ -424,7 +431,12 @@ def _store(settings: Settings) -> dict[str, str]:
 
     :raises ConfigurationError: they cannot.
     """
-    if not settings.database.startswith("sqlite:"):
+    kind = settings.database.partition(":")[0].partition("+")[0]
+    if kind not in ("sqlite", "postgresql", "postgres"):
+        raise ConfigurationError(
+            "HUBBUB_DATABASE_URL: it begins with none of sqlite:///path and postgresql://…: use one of them"
+        )
+    if kind != "sqlite":
         return {}
     if settings.database.removeprefix("sqlite://").partition("?")[0].strip("/") in ("", ":memory:"):
         raise ConfigurationError(
