@@ -24,6 +24,7 @@ from hubbub.entrance import Entrance
 from hubbub.errors import BrokerUnavailable, ClientError, CloseCode, ErrorCode
 from hubbub.inlet import OrderedInlet
 from hubbub.limits import Rate
+from hubbub.making import Attempts, Making
 from hubbub.messages import (
     ClientMessage,
     Error,
@@ -96,6 +97,7 @@ class Hub:
         self.turns = 0
         self.users: dict[str, User] = {}
         self.channels: dict[str, Channel] = {}
+        self.attempts: dict[tuple[Session, str], Attempts] = {}
         self.routes: dict[type[ClientMessage], Route] = {}
         self.draining = False
         self.behind: set[Link] = set()
@@ -296,7 +298,8 @@ class Hub:
         if isinstance(error, BrokerUnavailable):
             error = ClientError(ErrorCode.UNAVAILABLE, "the engine behind this does not answer", retry_after=1.0)
         if isinstance(error, ClientError):
-            self.refuse_message(session, error, ref)
+            if session.state is not State.CLOSED:  # else nobody is refused anything
+                self.refuse_message(session, error, ref)
             return
         fault = secrets.token_hex(6)
         log.error("a handler failed", exc_info=error, extra={"fault": fault, "type": type(command).__name__})
@@ -387,49 +390,56 @@ class Hub:
         self.topic_of.cache_clear()
         self.options_for.cache_clear()
 
-    async def attach(
-        self, session: Session, name: str, since: Position | None, options: ChannelOptions, *, watch: bool = False
-    ) -> Recovery:
+    async def attach(self, session: Session, name: str, since: Position | None, options: ChannelOptions) -> Recovery:
         """Subscribe a session and say what it missed. It gets every publication after the returned position.
 
-        :raises ClientError: ``too_many`` subscriptions.
+        :raises ClientError: ``too_many`` subscriptions, or it was ended meanwhile. All is then as it was before.
         """
-        session.subscribe(name, self.settings.max_channels_per_session)
+        with Making(self, session, name) as making:
+            return await making.attach(since, options)
+
+    def channel_of(self, name: str, options: ChannelOptions) -> Channel:
+        """The channel of a name; made, where this node has not had it."""
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name, options)
             channel.topic = self.topic_of(name)
-        self.inlet.begin(channel)
-        try:
-            if not channel.subscribed:  # who comes while another's request is under way must not read history before it
-                await self._subscribe(name)
-                channel.subscribed = True
-            if self.cluster.peers is not None:
-                await self.comings.others.whole(channel)
-            recovery = await self.inlet.recover(channel, since)
-        except BaseException:
-            self.inlet.done(channel)
-            self.detach(session, name)
-            raise
-        # no await from here: what the broker hands over next is after the position
+        return channel
+
+    async def hear(self, channel: Channel) -> None:
+        """Hear what is published in a channel, and know who is there.
+
+        :raises BrokerUnavailable: the broker does not answer.
+        """
+        if not channel.subscribed:  # who comes while another's request is under way must not read history before it
+            await self._subscribe(channel.name)
+            channel.subscribed = True
+        if self.cluster.peers is not None:
+            await self.comings.others.whole(channel)
+
+    def put_in(self, channel: Channel, session: Session) -> None:
+        """Have a session in a channel from here on; it may be in already."""
         self.fanout.seal(channel)
-        if channel.waiting:
-            self.fanout.catch_up(channel, session.link)
-        if session.state is State.CLOSED or name not in session.channels:  # it has gone, or was taken out meanwhile
-            self.inlet.done(channel)
-            self.release(channel)
-            return recovery
         link = session.link
-        was_new = link not in channel.lanes.get(link.lane, ())
+        if channel.waiting:
+            self.fanout.catch_up(channel, link)
+        if link in channel.lanes.get(link.lane, ()):
+            return
         channel.add(link)
-        if watch:
-            channel.watchers = {*(channel.watchers or ()), link}
-        if was_new:
-            self.comings.join(channel, session)
-            if channel.topic is not None and channel.size == 1:
-                channel.topic.occupancy(name, True)
-        self.inlet.done(channel)
-        return recovery
+        self.comings.join(channel, session)
+        if channel.topic is not None and channel.size == 1:
+            channel.topic.occupancy(channel.name, True)
+
+    def take_out(self, channel: Channel, session: Session) -> None:
+        """Have it in no more; what was published before still reaches it. It need not be in."""
+        self.fanout.seal(channel)
+        link = session.link
+        was_in = link in channel.lanes.get(link.lane, ())
+        channel.discard(link)
+        if was_in:
+            self.comings.leave(channel, session)
+            if channel.topic is not None and not channel.size:
+                channel.topic.occupancy(channel.name, False)
 
     async def _subscribe(self, name: str) -> None:
         try:
@@ -457,21 +467,18 @@ class Hub:
         return all(other.id != publication.origin for other in session.user.sessions)
 
     def detach(self, session: Session, name: str) -> bool:
-        """End a subscription; what was published before still reaches the session. False if there was none."""
+        """End a subscription, also one that is being made; what was published before still reaches the session. False if
+        there was none."""
         if not session.unsubscribe(name):
             return False
+        if self.attempts:
+            attempts = self.attempts.pop((session, name), None)
+            if attempts is not None:
+                attempts.ended = True
         channel = self.channels.get(name)
-        if channel is None:
-            return True
-        self.fanout.seal(channel)
-        link = session.link
-        was_in = link in channel.lanes.get(link.lane, ())
-        channel.discard(link)
-        if was_in:
-            self.comings.leave(channel, session)
-            if channel.topic is not None and not channel.size:
-                channel.topic.occupancy(name, False)
-        self.release(channel)
+        if channel is not None:
+            self.take_out(channel, session)
+            self.release(channel)
         return True
 
     def release(self, channel: Channel) -> None:

@@ -8,6 +8,7 @@ from msgspec import UNSET, Raw
 
 from hubbub.comings import present
 from hubbub.errors import ClientError, ErrorCode
+from hubbub.making import Making
 from hubbub.messages import Gap, Position, Subscribed, Unsubscribed
 from hubbub.ports import Topic
 from hubbub.session import Session
@@ -33,25 +34,46 @@ class Subscriptions:
     ) -> Position:
         """Subscribe, and send ``subscribed`` with what the session missed or with the channel's initial state.
 
-        :raises ClientError: too many subscriptions, or the channel is too busy for its state.
+        Whatever is raised, the session's subscriptions are then as they were before.
+
+        :raises ClientError: too many subscriptions, the channel is too busy for its state, or it was ended meanwhile.
+        :raises BrokerUnavailable: history does not answer.
         """
-        hub = self._hub
-        options = hub.options_for(name)
-        topic = hub.topic_of(name)
-        state: Any = UNSET
         if name.startswith(PERSONAL):
             # every session gets its user's channel anyway; this is only about what was missed
-            recovery = await hub.inlet.recover_personal(name[len(PERSONAL) :], since)
-        elif topic is not None and topic.has_state:
-            recovery, state = await self._with_state(session, name, since, options, presence, topic)
-        else:
-            recovery = await hub.attach(session, name, since, options, watch=presence)
+            recovery = await self._hub.inlet.recover_personal(name[len(PERSONAL) :], since)
+            self._answer(session, name, since, recovery, UNSET, presence, ref)
+            return recovery.position
+        with Making(self._hub, session, name) as making:
+            recovery, state = await self._make(making, since)
+            self._answer(session, name, since, recovery, state, presence, ref)
+            if presence:
+                making.watch()
+        return recovery.position
+
+    async def _make(self, making: Making, since: Position | None) -> tuple[Recovery, Any]:
+        hub, name = self._hub, making.name
+        options = hub.options_for(name)
+        topic = hub.topic_of(name)
+        if topic is not None and topic.has_state:
+            return await self._with_state(making, since, options, topic)
+        return await making.attach(since, options), UNSET
+
+    def _answer(
+        self,
+        session: Session,
+        name: str,
+        since: Position | None,
+        recovery: Recovery,
+        state: Any,
+        presence: bool,
+        ref: str | None,
+    ) -> None:
         self._tell(session, name, recovery, state, presence, ref)
         if since is not None and not recovery.recovered and state is UNSET:
             position = recovery.position
-            hub.reply(session, Gap(channel=name, epoch=position.epoch, offset=position.offset))
+            self._hub.reply(session, Gap(channel=name, epoch=position.epoch, offset=position.offset))
         session.link.flush()  # before any publication of the channel
-        return recovery.position
 
     def _tell(
         self, session: Session, name: str, recovery: Recovery, state: Any, presence: bool, ref: str | None
@@ -80,29 +102,22 @@ class Subscriptions:
         hub.reply(session, reply)
 
     async def _with_state(
-        self,
-        session: Session,
-        name: str,
-        since: Position | None,
-        options: ChannelOptions,
-        watch: bool,
-        topic: Topic,
+        self, making: Making, since: Position | None, options: ChannelOptions, topic: Topic
     ) -> tuple[Recovery, Any]:
         """A client that can have all that it missed gets that; any other gets the state, and what came while it was
         loaded: the position is read first, so nothing falls between."""
-        hub = self._hub
         if since is not None:
-            recovery = await hub.attach(session, name, since, options, watch=watch)
+            recovery = await making.attach(since, options)
             if recovery.recovered:
                 return recovery, UNSET
-            hub.detach(session, name)
+            making.withdraw()
         for _ in range(TRIES):
-            read = await hub.broker.recover(name, None, 0, options)
-            state = Raw(await topic.state(session, name))
-            recovery = await hub.attach(session, name, read.position, options, watch=watch)
+            read = await self._hub.broker.recover(making.name, None, 0, options)
+            state = Raw(await topic.state(making.session, making.name))
+            recovery = await making.attach(read.position, options)
             if recovery.recovered:
                 return Recovery(recovery.position, recovery.publications, False), state
-            hub.detach(session, name)
+            making.withdraw()
         raise ClientError(
             ErrorCode.BUSY, "more is published than the channel's history holds while its state loads", retry_after=1.0
         )

@@ -31,6 +31,7 @@ from hubbub.features.chat.live import PREFIX, Live, Room
 from hubbub.features.chat.membership import Standing
 from hubbub.features.chat.tx import ROOM_COLUMNS, Outcome, Removed, room_of
 from hubbub.hub import Hub
+from hubbub.making import Making, SubscriptionEnded
 from hubbub.messages import Position
 from hubbub.session import Session
 from hubbub.settings import ChannelOptions
@@ -83,9 +84,14 @@ class OnTheWay:
         self.removed: list[tuple[int, str]] = []
         self.channel = channel
 
-    def out(self, seen: int) -> str | None:
-        """Why they may not come in, whose membership was read at a room's number; None: they may."""
-        return next((reason for number, reason in self.removed if number > seen), None)
+    def check(self, seen: int) -> None:
+        """Whether they may come in, whose membership was read at a room's number.
+
+        :raises ClientError: they were removed since.
+        """
+        for number, reason in self.removed:
+            if number > seen:
+                raise ClientError(ErrorCode.FORBIDDEN, f"you were {reason} just now")
 
 
 class Nodes:
@@ -145,30 +151,34 @@ class Nodes:
         # who is the first here: this node has not heard what happened since then, so that has to be read
         heard = on_the_way.channel is not None and on_the_way.channel is self._hub.channels.get(room.channel)
         unheard = self.shared and not heard
-        attach = self._hub.attach
-        if not unheard or not room.stored:
-            recovery = await attach(session, room.channel, since, options)
-        else:
-            then = Position(room.row.epoch, seen)
-            recovery = await attach(session, room.channel, since or then, options)
-            if not recovery.recovered and recovery.position != then:  # they missed too much; but not since then
-                self._hub.detach(session, room.channel)
-                recovery = await attach(session, room.channel, then, options)
-                since = None
-                if not recovery.recovered:
-                    self._hub.detach(session, room.channel)
-                    raise ClientError(ErrorCode.BUSY, "too much happens in this room: try again", retry_after=0.1)
-            if since is None:
-                recovery = Recovery(recovery.position, [], False)
-        reason = on_the_way.out(seen)
-        if reason is not None:
-            self._hub.detach(session, room.channel)
-            raise ClientError(ErrorCode.FORBIDDEN, f"you were {reason} just now")
+        try:
+            with Making(self._hub, session, room.channel) as making:
+                if unheard and room.stored:
+                    recovery = await self._attach(making, room, since, options, seen)
+                else:
+                    recovery = await making.attach(since, options)
+                on_the_way.check(seen)
+        except SubscriptionEnded:
+            on_the_way.check(seen)
+            raise
         if self.shared and seen > recovery.position.offset:
             self._ahead[room.id, session] = seen
         if unheard and not room.stored:
             self.doubt(room.id, session.user_id)  # a ban is nowhere else
         return recovery
+
+    async def _attach(
+        self, making: Making, room: Room, since: Position | None, options: ChannelOptions, seen: int
+    ) -> Recovery:
+        then = Position(room.row.epoch, seen)
+        recovery = await making.attach(since or then, options)
+        if not recovery.recovered and recovery.position != then:  # they missed too much; but not since then
+            making.withdraw()
+            recovery = await making.attach(then, options)
+            since = None
+            if not recovery.recovered:
+                raise ClientError(ErrorCode.BUSY, "too much happens in this room: try again", retry_after=0.1)
+        return recovery if since is not None else Recovery(recovery.position, [], False)
 
     # -- being removed
 
@@ -224,7 +234,7 @@ class Nodes:
             room.floors.pop(user_id, None)
 
     def _within(self, channel: Channel, user_id: str) -> list[Session]:
-        """The sessions of a user that are in a channel; who is just coming in is judged by :meth:`OnTheWay.out`."""
+        """The sessions of a user that are in a channel; who is just coming in is judged by :meth:`OnTheWay.check`."""
         sessions = self._hub.users.get(user_id, ())
         return [each for each in sessions if each.link in channel.lanes.get(each.link.lane, ())]
 
