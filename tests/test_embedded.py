@@ -19,7 +19,7 @@ import anyio
 import psutil
 import pytest
 
-from hubbub.brokers.embedded import AWAY, HANGS, LONGEST_PATH, EmbeddedValkey, binary
+from hubbub.brokers.embedded import AWAY, ENDING, HANGS, LONGEST_PATH, EmbeddedValkey, binary
 from hubbub.errors import ConfigurationError
 from hubbub.testing import HandClock
 from tests.engine_support import until
@@ -33,7 +33,7 @@ from pathlib import Path
 from hubbub.brokers.embedded import EmbeddedValkey
 
 async def main() -> None:
-    valkey = EmbeddedValkey(Path(sys.argv[1]), max_memory=1 << 26)
+    valkey = EmbeddedValkey(Path(sys.argv[1]), max_memory=1 << 26, ending=float(sys.argv[2]))
     await valkey.start()
     print(valkey.pid, valkey.url, flush=True)
     await asyncio.Event().wait()
@@ -53,9 +53,13 @@ async def embedded(directory: Path, max_memory: int = 1 << 27) -> AsyncIterator[
 
 
 @contextmanager
-def kept_by_another(directory: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, Path]]:
+def kept_by_another(
+    directory: Path, ending: float = ENDING
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, Path]]:
     """One that another process has started: that process, the server's, and its socket."""
-    owner = subprocess.Popen([sys.executable, "-c", KEEPS, str(directory)], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", KEEPS, str(directory), str(ending)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert owner.stdout is not None
         pid, url = owner.stdout.readline().split()
@@ -404,6 +408,20 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     with kept_by_another(directory) as (_, server, path):
         assert server.is_running()
         assert path.is_socket()
+
+
+def test_it_ends_when_its_owner_is_killed_while_it_stands_still(tmp_path: Path) -> None:
+    """It sees no SIGTERM then, and would keep the lock: nobody could start another one in its place."""
+    directory = tmp_path / ("x" * LONGEST_PATH)
+    with kept_by_another(directory, ending=0.5) as (owner, server, path):
+        family = [server, *server.children()]
+        server.suspend()
+        until(lambda: server.status() == psutil.STATUS_STOPPED, "it goes on", WITHIN)
+        owner.kill()
+        gone(family)
+        assert not path.parent.exists()
+    with kept_by_another(directory) as (_, server, _):
+        assert server.is_running()
 
 
 def test_it_does_not_hear_what_is_meant_for_its_owner(tmp_path: Path) -> None:

