@@ -260,7 +260,8 @@ async def test_more_comes_than_it_takes(tmp_path: Path, own_valkey: Engine) -> N
         await there.judge()
 
 
-async def test_a_notification_meanwhile_is_had_afterwards(tmp_path: Path, own_valkey: Engine) -> None:
+@pytest.mark.parametrize("long", [False, True], ids=["soon", "when it was taken for gone"])
+async def test_a_notification_meanwhile_is_had_afterwards(tmp_path: Path, own_valkey: Engine, long: bool) -> None:
     async with scene(tmp_path, own_valkey, stays=True) as there:
         deaf, other = there.nodes
         async with deaf.client("alice") as alice, other.http() as http:
@@ -270,6 +271,10 @@ async def test_a_notification_meanwhile_is_had_afterwards(tmp_path: Path, own_va
             there.ways[0].stall()
             await deaf.until_ready(False, DEAF)
             assert (await http.post("/api/notifications/send", json={**body, "title": "two"})).status_code == 200
+            if long:  # the other node has just let its people leave, and nobody has cleaned up after it yet
+                async with asyncio.timeout(WITHIN):
+                    while own_valkey.call("ZCARD", "hubbub:{0}:n") == 2:
+                        await asyncio.sleep(0)
             there.ways[0].heal()
             await deaf.until_ready()
             titles = [(await alice.expect("notification"))["data"]["title"]]

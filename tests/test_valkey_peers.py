@@ -402,21 +402,3 @@ async def test_an_idle_node_costs_the_same_with_many_people(own_valkey: Engine) 
         many = await commands()
         assert abs(many - few) < 20, f"{few} commands with nobody, {many} with 400"
         assert len(two.found()) == 0
-
-
-@pytest.mark.slow
-async def test_nodes_live_on_while_the_engine_has_no_room(own_valkey: Engine) -> None:
-    async with hubs(own_valkey.unix_url, own_valkey.unix_url) as (one, two):
-        await one.join("alice")
-        await two.join("bob")
-        await eventually(lambda: agree(one, two), "both see all")
-        own_valkey.call("CONFIG", "SET", "maxmemory", "1")
-        await one.beaten(2)
-        assert one.declared == two.declared == 0
-        await two.join("carol")  # what is said of her is refused
-        await two.beaten(1)
-        assert one.others == {two.broker.node}
-        assert one.found() == {"alice": 1, "bob": 1}
-        own_valkey.call("CONFIG", "SET", "maxmemory", "0")
-        await eventually(lambda: agree(one, two), "it is said later", LEASE + 3 * BEAT)
-        assert wrong(one, two) == []

@@ -46,10 +46,12 @@ GOODBYE: Final = 2.0
 MARK: Final = b"\0"
 """What a presence message on a channel begins with: no publication does."""
 
-_BEAT: Final = Script("beat.lua")
-_BYE: Final = Script("bye.lua")
-_HOLD: Final = Script("hold.lua")
-_CLEAN: Final = Script("clean.lua")
+_BEAT: Final = Script("beat.lua", "lease.lua")
+_BYE: Final = Script("bye.lua", "lease.lua")
+_HOLD: Final = Script("hold.lua", "lease.lua")
+_CLEAN: Final = Script("clean.lua", "lease.lua")
+_CLOSE: Final = Script("close.lua", "lease.lua")
+_CLEANED: Final = Script("cleaned.lua", "lease.lua")
 _KEEP: Final = Script("keep.lua")
 _KEPT: Final = Script("kept.lua")
 
@@ -76,7 +78,8 @@ class ValkeyPeers:
         self._asked: dict[str, _Asked] = {}
         self._floors: dict[tuple[str, str], tuple[int, float]] = {}
         self._beaten = self._said_at = 0.0
-        self._registered = self._again = self._unsaid = self._settling = False
+        self._registered = self._again = self._unsaid = self._refused = self._settling = False
+        self._doubtful: set[Partition] = set()
         self._cleaning: set[str] = set()
         broker.on_up.append(self._up)
 
@@ -87,12 +90,13 @@ class ValkeyPeers:
 
     async def start(self) -> None:
         """Be there for the others; called by the broker once it is connected, or has waited long enough for it."""
-        self._registered = self._again = self._unsaid = self._settling = False
+        self._registered = self._again = self._unsaid = self._refused = self._settling = False
+        self._doubtful.clear()
         self._alive.clear()
         self._heard.clear()
         self.node = self._broker.node
         self._bus.begin(self.node)
-        self._said.closed = False
+        self._said.begin()
         shard = self._shard()
         for channel, to in self._bus.channels().items():
             listening = shard.listen(channel, _Hearing(self._bus, to))
@@ -123,7 +127,7 @@ class ValkeyPeers:
 
     async def _goodbye(self) -> None:
         home, shard = self._home, self._shard()
-        keys = [home.key("n"), home.key("nd"), home.key("nx")]
+        keys = [home.key("n"), home.key("nd"), home.key("nx"), home.key("l", self.node)]
         await shard.run(_BYE, keys, [self.node, _ms(CLAIM), shard.publish_verb, self._bus.channel])
         await self._clean(self.node)
 
@@ -137,13 +141,16 @@ class ValkeyPeers:
         if changed and self._home in shard.partitions:
             self._bus.renew()
         self._again = True
+        self._doubtful.update(shard.partitions)
         self._stir()
 
     def _stir(self) -> None:
         self._stirred.set()
 
-    def _could_not(self) -> None:
-        self._unsaid = True
+    def _could_not(self, partition: Partition, late: bool) -> None:
+        self._refused |= late
+        # what could not be said to a shard that is away is said when it is back: _up()
+        self._unsaid |= self._broker.shard_of(partition).up
 
     def _shard(self) -> Shard:
         return self._broker.shard_of(self._home)
@@ -173,7 +180,7 @@ class ValkeyPeers:
         began, before = loop.time(), self._bus.heard()
         reply = await shard.run(
             _BEAT,
-            [home.key("n"), home.key("nd"), home.key("nx"), home.key("b")],
+            [*map(home.key, ("n", "nd", "nx", "b")), home.key("l", self.node)],
             [
                 self.node,
                 report,
@@ -181,21 +188,23 @@ class ValkeyPeers:
                 secrets.token_urlsafe(6),
                 shard.publish_verb,
                 self._bus.channel,
+                self._said.life + self._refused,  # a life that is refused somewhere is over, whatever is known here
+                shard.connection,
             ],
         )
-        lost, dirty, epoch, everybody, mine = reply[:5]
+        life, dirty, epoch, everybody, mine = reply[:5]
         alive = {text(node): bytes(says) for node, says in zip(reply[5::2], reply[6::2], strict=True)}
         self._alive = set(alive)
         late = self._unsaid and began - self._said_at > LEASE / 2  # not with each beat: a slow engine would be slower
+        lost, self._said.life, self._refused = life != self._said.life, life, False
         if self._again or late or (lost and self._registered):
-            await self._declare(bool(lost))
+            self._declare(lost)
         self._registered = True
         self._beaten = began
         self._bus.beaten(epoch, everybody, mine, before)
         self._forget_floors(began)
         if self._settling and began - self._said_at > LEASE:
-            self._settling = False
-            self._said.settle()
+            self._settling = not self._said.settle()
         if dirty:
             self._clean_up(text(dirty))
         if self._heard <= self._alive:
@@ -204,16 +213,12 @@ class ValkeyPeers:
         else:  # somebody came after the engine had answered: it is in the next answer
             self._stir()
 
-    async def _declare(self, lost: bool) -> None:
+    def _declare(self, lost: bool) -> None:
         """The engine may not have all of this node any more, or this node all of the others."""
+        self._said.again(self._broker.keys.partitions if lost else self._doubtful, all=lost)
         self._again = self._unsaid = False
-        try:
-            await self._said.look()
-        except BrokerUnavailable:
-            self._again = True
-            raise
+        self._doubtful.clear()
         self._said_at, self._settling = asyncio.get_running_loop().time(), True
-        self._said.all = self._said.all or lost
         if self._ear is not None:
             self._ear.declare()
 
@@ -365,27 +370,37 @@ class ValkeyPeers:
 
     async def _clean(self, node: str) -> None:
         home = self._home
+        life = await self._hold(node)
+        if life is None:
+            return
         for partition in self._broker.keys.partitions:
-            names = await self._broker.shard_of(partition).call("SMEMBERS", partition.key("pc", node))
+            shard = self._broker.shard_of(partition)
+            # from here on, nothing is added to what follows
+            await shard.run(_CLOSE, [partition.key("l", node)], [life])
+            names = await shard.call("SMEMBERS", partition.key("pc", node))
             for some in parts(map(text, names), STEP):
-                if not await self._shard().run(_HOLD, [home.key("nx")], [node, _ms(CLAIM)]):
-                    return  # it is back
-                await self._clean_some(partition, node, some)
-        await self._shard().call("UNLINK", home.key("b", node))
-        await self._shard().call("HDEL", home.key("b"), node)
-        await self._shard().call("ZREM", home.key("nx"), node)
-        if node != self.node:
+                if await self._hold(node) != life:
+                    return  # it is back, or was and is gone again: then all is to be done again
+                await self._clean_some(partition, node, life, some)
+        keys = [home.key("nx"), home.key("l", node), home.key("b", node), home.key("b")]
+        if await self._shard().run(_CLEANED, keys, [node, life]) and node != self.node:
             log.info("cleaned up after a node that is gone", extra={"node": node})
 
-    async def _clean_some(self, partition: Partition, node: str, channels: list[str]) -> None:
-        keys = [partition.key("pc", node)]
+    async def _hold(self, node: str) -> str | None:
+        """Go on cleaning up after a node: which life of it is over (""; it is not known any more). None: it is back."""
+        keys = [self._home.key("nx"), self._home.key("l", node)]
+        life = await self._shard().run(_HOLD, keys, [node, _ms(CLAIM)])
+        return None if life == 0 else text(life)
+
+    async def _clean_some(self, partition: Partition, node: str, life: str, channels: list[str]) -> None:
+        keys = [partition.key("pc", node), partition.key("l", node)]
         for channel in channels:
             keys += [partition.key("p", f"{node}:{channel}"), partition.key("pn", channel)]
         gone = ""
         if partition is self._home:
             gone = self._home.key("nx")
             keys.append(gone)
-        await self._broker.shard_of(partition).run(_CLEAN, keys, [node, *channels, gone])
+        await self._broker.shard_of(partition).run(_CLEAN, keys, [node, life, *channels, gone])
 
 
 class _Hearing:
