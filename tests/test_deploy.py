@@ -1,4 +1,4 @@
-"""The files in deploy/: a real nginx before real nodes, a real Valkey with the configuration and the rights given there.
+"""The files in deploy/: real proxies before real nodes, a real Valkey with the configuration and the rights given there.
 
 What needs Docker or Kubernetes is only read: ``test_manifests.py``.
 """
@@ -6,14 +6,10 @@ What needs Docker or Kubernetes is only read: ``test_manifests.py``.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import secrets
-import shutil
-import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,117 +19,19 @@ import websockets
 from websockets.asyncio.client import connect
 
 from hubbub.publisher import AsyncPublisher
-from tests.engine_support import HOST, Engine, Node, Shards, free_port, running_nodes, until
+from tests.engine_support import HOST, Engine, Shards, running_node, running_nodes, until
+from tests.proxies import HAPROXY, NGINX, HAProxy, Nginx, Proxy, proxy, sessions
 from tests.support import API_KEY, TLS, Client, HandClock, Running, running, settings_for
 from tests.support import until as until_true
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="there is no nginx: run scripts/ensure-nginx")
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy (apt-get install haproxy)")
 
 
 # -- nginx ---------------------------------------------------------------------------------------------------------
-
-
-class Proxy:
-    """nginx with the configuration of deploy/, before some nodes."""
-
-    def __init__(self, directory: Path, ports: list[int]) -> None:
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._home = directory / "nginx"
-        self._home.mkdir()
-        for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
-            (self._home / name).mkdir()
-        self._configuration = self._home / "nginx.conf"
-        self._configuration.write_text(self._adapted((DEPLOY / "nginx.conf").read_text(), ports))
-
-    @property
-    def written(self) -> dict[str, str]:
-        """What it wrote, by the file's name: its logs, and the bodies that it kept."""
-        files = [path for path in self._home.rglob("*") if path.is_file() and path != self._configuration]
-        return {path.name: path.read_text(errors="replace") for path in files}
-
-    def _adapted(self, text: str, ports: list[int]) -> str:
-        """The same with other addresses (without ports: with its own), and with files of its own."""
-        servers = re.findall(r"^ +server \S+:8000 (.+;)$", text, re.MULTILINE)
-        assert len(servers) == 3
-        if ports:
-            lines = "\n".join(f"server {HOST}:{port} {servers[0]}" for port in ports)
-            text, count = re.subn(r"(^ +server \S+:8000 .+;\n)+", lines + "\n", text, flags=re.MULTILINE)
-            assert count == 1
-        text, count = re.subn(r"listen 80;", f"listen {HOST}:{self.port};", text)
-        assert count == 1
-        for given, ours in (
-            ("worker_rlimit_nofile 200000;", ""),
-            ("worker_connections 65536", "worker_connections 512"),
-            ("rate=100r/s", "rate=1r/s"),
-            ("burst=1000", "burst=100"),
-        ):
-            assert text.count(given) == 1, given
-            text = text.replace(given, ours)
-        paths = "".join(
-            f"{kind}_temp_path {self._home / name};\n"
-            for kind, name in (
-                ("client_body", "body"), ("proxy", "proxy"), ("fastcgi", "fastcgi"), ("uwsgi", "uwsgi"), ("scgi", "scgi"),
-            )
-        )  # fmt: skip
-        return text.replace("http {", f"http {{\n{paths}", 1).replace("/var/log/nginx/", f"{self._home}/")
-
-    def check(self) -> str:
-        """What nginx has against its configuration; nothing: it would start."""
-        checked = subprocess.run([*self._words(), "-t"], capture_output=True, text=True, check=False)
-        return checked.stderr if checked.returncode else ""
-
-    def _words(self) -> list[str]:
-        assert NGINX is not None
-        orders = f"daemon off; pid {self._home / 'pid'}; error_log {self._home / 'log'} info;"
-        if os.geteuid() == 0:
-            orders += " user root;"  # its files are below a directory that only we may enter
-        return [NGINX, "-p", str(self._home), "-c", str(self._configuration), "-g", orders]
-
-    def start(self) -> None:
-        assert not (wrong := self.check()), wrong
-        self._process = subprocess.Popen(self._words(), stderr=subprocess.DEVNULL)
-        until(self._listens, "nginx did not start in time")
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-
-    def _listens(self) -> bool:
-        try:
-            return httpx2.get(f"http://{HOST}:{self.port}/metrics", trust_env=False, verify=TLS).status_code == 404
-        except httpx2.HTTPError:
-            return False
-
-    @asynccontextmanager
-    async def client(self, node: Node, user: str, **options: Any) -> AsyncIterator[Client]:
-        """A client through nginx, signed in by its token."""
-        url = f"ws://{HOST}:{self.port}/ws"
-        async with connect(url, proxy=None, ping_interval=None, max_queue=None, close_timeout=0.5, **options) as each:
-            client = Client(each)
-            await client.send("auth", token=node.token(user))
-            answer = await client.receive()
-            assert answer["type"] == "auth_success", answer
-            yield client
-
-
-@contextmanager
-def proxy(directory: Path, ports: list[int]) -> Iterator[Proxy]:
-    made = Proxy(directory, ports)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
-async def sessions(nodes: tuple[Node, ...]) -> list[int]:
-    return [int((await node.metrics())["websocket_active_connections"]) for node in nodes]
 
 
 @needs_nginx
@@ -144,7 +42,7 @@ async def test_nginx_before_two_nodes(valkey_settings: dict[str, str], tmp_path:
     url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
-        front = stack.enter_context(proxy(tmp_path, [node.port for node in nodes]))
+        front = stack.enter_context(proxy(Nginx, tmp_path, [node.port for node in nodes]))
         clients = [await stack.enter_async_context(front.client(nodes[0], f"user-{number}")) for number in range(10)]
         assert await sessions(nodes) == [5, 5]
         for client in clients:
@@ -179,7 +77,7 @@ async def test_nginx_is_not_left_without_nodes_by_a_rolling_restart(
     url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
-        front = stack.enter_context(proxy(tmp_path, [node.port for node in nodes]))
+        front = stack.enter_context(proxy(Nginx, tmp_path, [node.port for node in nodes]))
         for away, left in (nodes, nodes[::-1]):
             await away.kill()
             for number in range(6):
@@ -221,7 +119,7 @@ async def _what_http_shows(front: Proxy) -> None:
 @needs_nginx
 def test_nginx_starts_while_nodes_are_down(tmp_path: Path) -> None:
     """Its own addresses are nobody's here: names that nobody knows would end it, so one dead node would end all."""
-    assert Proxy(tmp_path, []).check() == ""
+    assert Nginx(tmp_path, []).check() == ""
 
 
 @needs_nginx
@@ -234,7 +132,7 @@ async def test_nginx_finds_a_node_that_was_down_when_it_started(
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
         await nodes[0].kill()
-        front = stack.enter_context(proxy(tmp_path, [node.port for node in nodes]))
+        front = stack.enter_context(proxy(Nginx, tmp_path, [node.port for node in nodes]))
         for number in range(4):
             await stack.enter_async_context(front.client(nodes[1], f"user-{number}"))
         await nodes[0].start()
@@ -254,7 +152,7 @@ async def test_nginx_writes_no_token_into_its_logs(valkey_settings: dict[str, st
     url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
     async with AsyncExitStack() as stack:
         (node,) = await stack.enter_async_context(running_nodes(url, tmp_path, "a", valkey_prefix=prefix))
-        front = stack.enter_context(proxy(tmp_path, [node.port]))
+        front = stack.enter_context(proxy(Nginx, tmp_path, [node.port]))
         base, token = f"{HOST}:{front.port}", node.token("alice")
         referer = {"referer": f"http://{base}/?token={token}"}
         async with connect(f"ws://{base}/ws?token={token}", proxy=None, additional_headers=referer) as connection:
@@ -286,7 +184,7 @@ async def test_nginx_tells_who_connects(valkey_settings: dict[str, str], tmp_pat
     options = {"valkey_prefix": prefix, "max_connections_per_address": 1}
     async with AsyncExitStack() as stack:
         (node,) = await stack.enter_async_context(running_nodes(url, tmp_path, "a", **options))
-        front = stack.enter_context(proxy(tmp_path, [node.port]))
+        front = stack.enter_context(proxy(Nginx, tmp_path, [node.port]))
         forged = {"X-Forwarded-For": "203.0.113.9"}
         await stack.enter_async_context(front.client(node, "alice", local_addr=("127.0.0.2", 0)))
         await stack.enter_async_context(front.client(node, "bob", local_addr=("127.0.0.3", 0)))
@@ -295,6 +193,76 @@ async def test_nginx_tells_who_connects(valkey_settings: dict[str, str], tmp_pat
             eve = Client(connection)
             assert (await eve.receive())["code"] == "too_many"
             assert await eve.closed() == 4429
+
+
+# -- HAProxy -------------------------------------------------------------------------------------------------------
+
+
+@needs_haproxy
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_haproxy_before_two_nodes(valkey_settings: dict[str, str], tmp_path: Path) -> None:
+    """Connections are spread, nobody is refused while one node after the other is away, and no token is logged."""
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(running_nodes(url, tmp_path, valkey_prefix=prefix, metrics="open"))
+        front = stack.enter_context(proxy(HAProxy, tmp_path, [node.port for node in nodes]))
+        for number in range(10):
+            await stack.enter_async_context(front.client(nodes[0], f"user-{number}"))
+        assert await sessions(nodes) == [5, 5]
+        await _what_http_shows(front)
+        for away, left in (nodes, nodes[::-1]):
+            await away.kill()
+            for number in range(6):
+                await stack.enter_async_context(front.client(left, f"meanwhile-{number}"))
+            await away.start()
+            await away.until_ready()
+            async with asyncio.timeout(20):  # until it has been asked
+                while not (await sessions((away,)))[0]:
+                    await stack.enter_async_context(front.client(left, "again"))
+                    await asyncio.sleep(0.1)
+        base, token = f"{HOST}:{front.port}", nodes[0].token("alice")
+        async with connect(f"ws://{base}/ws?token={token}", proxy=None) as connection:
+            assert (await Client(connection).receive())["type"] == "auth_success"
+        async with httpx2.AsyncClient(base_url=f"http://{base}", trust_env=False, verify=TLS) as http:
+            await http.get(f"/api/files/abc?expires=1&signature={token}")
+            async with asyncio.timeout(20):  # until the rate of handshakes is exceeded
+                while (await http.get(f"/ws?token={token}")).status_code != 429:
+                    pass
+            for node in nodes:
+                await node.kill()
+            assert (await http.get(f"/?token={token}")).status_code == 503
+    for name, text in front.written.items():
+        assert not SECRETS.search(text), (name, SECRETS.search(text))
+    assert '"GET /ws HTTP/1.1" 101 ' in front.written["log"]
+
+
+@needs_haproxy
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_haproxy_sends_nobody_to_a_node_that_is_not_ready(
+    valkey_settings: dict[str, str], own_valkey: Engine, tmp_path: Path
+) -> None:
+    """Of two nodes one has lost its engine: it lives, and hears nothing. Who is there stays."""
+    url, prefix = valkey_settings["valkey_url"], valkey_settings["valkey_prefix"]
+    async with AsyncExitStack() as stack:
+        well = await stack.enter_async_context(
+            running_node(url, tmp_path / "a", "a", valkey_prefix=prefix, metrics="open")
+        )
+        deaf = await stack.enter_async_context(running_node(own_valkey.url, tmp_path / "b", "b", metrics="open"))
+        front = stack.enter_context(proxy(HAProxy, tmp_path, [well.port, deaf.port]))
+        for number in range(4):
+            await stack.enter_async_context(front.client(well, f"user-{number}"))
+        assert await sessions((well, deaf)) == [2, 2]
+        await asyncio.to_thread(own_valkey.kill)
+        await deaf.until_ready(False)
+        down = re.compile(rf"node-{deaf.port} is DOWN, reason: Layer7 wrong status, code: 503")
+        await asyncio.to_thread(
+            until, lambda: bool(down.search(front.written["log"])), "it did not leave out the deaf node"
+        )
+        for number in range(4):
+            await stack.enter_async_context(front.client(well, f"new-{number}"))
+        assert await sessions((well, deaf)) == [6, 2]
 
 
 # -- Valkey --------------------------------------------------------------------------------------------------------
