@@ -411,7 +411,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
 
 
 def test_it_ends_when_its_owner_is_killed_while_it_stands_still(tmp_path: Path) -> None:
-    """It sees no SIGTERM then, and would keep the lock: nobody could start another one in its place."""
+    """It sees no signal then, and would keep the lock: nobody could start another one in its place."""
     directory = tmp_path / ("x" * LONGEST_PATH)
     with kept_by_another(directory, ending=0.5) as (owner, server, path):
         family = [server, *server.children()]

@@ -227,6 +227,24 @@ def test_they_end_in_order_and_leave_nothing(tmp_path: Path) -> None:
         assert server.records("a worker died") == []
 
 
+def test_a_signal_for_all_of_them_at_once_ends_them_in_the_same_order(tmp_path: Path) -> None:
+    """As systemd sends it: the engine is needed until the workers have drained."""
+    with workers(tmp_path) as server, session(server, "alice", 0) as alice:
+        alice.tell("join_room", room_id="general")
+        alice.hear("room_joined")
+        family = server.family()
+        assert len(family) == 4, "two workers, the engine and its guard"
+        for process in [psutil.Process(server.process.pid), *family]:
+            process.terminate()
+        alice.hear("reconnect")
+        assert alice.until_closed() == 1012
+        assert server.ends() == 0
+        gone(family, 5.0)
+        assert "the embedded Valkey ended" not in server.text
+        assert "could not be told" not in server.text
+        assert "Traceback" not in server.text
+
+
 def test_a_signal_before_they_serve(tmp_path: Path) -> None:
     server = Workers(tmp_path)
     try:

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,13 +50,20 @@ AWAY: Final = 3.0
 """Seconds between two questions that count at most: if it was longer, this process stood still itself (Ctrl-Z, a machine that
 was paused), and knows nothing about the rest."""
 LEAST_MEMORY: Final = 64 << 20
+DEAF: Final = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes another program that does not see SIGTERM. systemd, and whoever ends a whole group, sends it to all processes at
+once; the workers need the engine until they have drained, so this process alone ends it, by SIGINT, when they are gone."""
 GUARDED: Final = """
 socket_directory=$1; pause=$2; shift 2
 exec 3<&0 4>&1 </dev/null >&2
 (
     read -r word <&3
     [ "$word" = bye ] && exit
-    kill -TERM $$
+    kill -INT $$
     for turn in 1 2 3 4 5 6 7 8 9 10 11; do
         kill -0 $$ || break
         [ $turn = 11 ] && kill -KILL $$
@@ -66,7 +74,7 @@ exec 3<&0 4>&1 </dev/null >&2
 exec "$@" 3<&-
 """
 """Becomes the server, and leaves beside it a guard that ends it when the other end of the standard input is gone: when
-this process is, however that came; one that stands still and so does not see SIGTERM it kills after ten pauses. "bye" sends the
+this process is, however that came; one that stands still and so does not see that it kills after ten pauses. "bye" sends the
 guard home. Standard output is the lock: the server holds it, the guard does not."""
 
 
@@ -185,6 +193,7 @@ class EmbeddedValkey:
         try:
             with self._log_file.open("ab") as written:
                 self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", "-c", DEAF,
                     "/bin/sh", "-c", GUARDED, "valkey", str(self._elsewhere or ""), f"{self._ending / 10:g}", *self._command(),
                     stdin=theirs, stdout=self._lock, stderr=written, cwd=self.home,
                     start_new_session=True,  # what a terminal tells to end is this process; this one ends it last
@@ -262,13 +271,13 @@ class EmbeddedValkey:
         finally:
             question.close()
         log.error("the embedded Valkey does not answer, and is killed", extra={"seconds": round(silent, 1)})
-        process.kill()  # one that is stopped, too: it would not see a SIGTERM
+        process.kill()  # one that is stopped, too: it would see nothing else
 
     async def _end(self) -> None:
         """No process, and no guard."""
         process, self._process, self.pid = self._process, None, 0
         if process is not None and process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             try:
                 await asyncio.wait_for(process.wait(), ENDING)
             except TimeoutError:
