@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_docker_gives_nobody_an_address_that_is_anothers(compose: Document) -> N
     for each in fixed:
         assert each in subnet, each
         assert each not in given_out, each
+
+
+def test_the_image_has_what_it_needs_and_is_given_what_it_copies() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = {
+        name for line in lines if line.startswith("COPY ") and "--from" not in line for name in line.split()[1:-1]
+    }
+    given = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    assert copied == given  # all else is left out: .git, .venv, deploy/.env with its secrets
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (installed,) = re.findall(r"pip install .*'\.\[([\w,]+)\]'", "\n".join(lines))
+    # compose.yaml and kubernetes/ use an engine, PostgreSQL and a bucket; `--workers` alone needs an engine inside
+    assert set(installed.split(",")) == {"workers", "postgres", "s3"} <= set(extras)
 
 
 # -- Kubernetes ----------------------------------------------------------------------------------------------------
