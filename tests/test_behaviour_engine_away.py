@@ -293,3 +293,46 @@ async def test_who_has_gone_while_it_subscribes_leaves_nothing() -> None:
         await until(lambda: not at.server.hub.channels)
         assert not at.server.hub.attempts
         assert dict(at.server.hub.metrics.errors) == refused, "nobody was there to be refused anything"
+
+
+# -- what needs no engine ----------------------------------------------------------------------------------------------
+
+
+async def test_stored_rooms_go_on_however_many_channels_wait_for_the_engine() -> None:
+    async with there(max_channels_per_session=0, rate_limit=0, user_rate_limit=0) as at:
+        hub = at.server.hub
+        names = [f"c:{number}" for number in range(1000)]
+        for name in names:
+            await at.alice.send("subscribe", channel=name)
+        for name in names:
+            await at.alice.expect("subscribed", channel=name)
+        await at.alice.ask("create_room", room_id="team", visibility="public")
+        for client in (at.alice, at.bob):
+            assert (await client.ask("join_room", room_id="team"))["type"] == "room_joined"
+        for name in names[::10]:
+            await at.server.hubbub.publish(name, "before")
+        await at.alice.drained()
+        at.engine.cut(at.server)
+        hub.inlet.lost(None)  # it was back for a moment
+        assert (await at.alice.ask("chat_message", room_id="team", message="hello"))["type"] == "ack"
+        await at.bob.expect("message")
+        assert len(hub.inlet.asking) >= len(names)
+        await at.alice.ask("unsubscribe", channel=names[-1])
+        assert hub.channels[names[-1]].order is None, "nobody waits for it"
+        at.engine.heal(at.server)
+        await until(lambda: not len(hub.inlet.asking))
+        await at.server.hubbub.publish(names[0], "after")
+        assert (await at.alice.expect("publication"))["data"] == "after"
+
+
+async def test_a_server_stops_while_many_channels_wait_for_the_engine() -> None:
+    async with there(max_channels_per_session=0, rate_limit=0, user_rate_limit=0) as at:
+        hub = at.server.hub
+        for number in range(200):
+            await at.alice.ask("subscribe", channel=f"c:{number}")
+        at.engine.cut(at.server)
+        hub.inlet.lost(None)
+        await at.turns()
+        assert len(hub.inlet.asking) >= 200
+    assert not len(hub.inlet.asking)
+    assert not hub.inlet.asking.running

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hubbub import ChannelOptions, Hubbub
-from hubbub import inlet as inlet_module
+from hubbub import asking as asking_module
 from hubbub import order as order_module
 from hubbub.batch import Batch
 from hubbub.errors import BrokerUnavailable
@@ -485,8 +485,8 @@ def check(world: World) -> None:
             assert reader.epoch == epoch
             assert reader.offset == last
             assert reader.had[-1] == world.published[-1]
-    assert hub.inlet._running == 0
-    assert not hub.inlet._waiting
+    assert not len(hub.inlet.asking)
+    assert not hub.inlet.asking.running
 
 
 def steps(text: str) -> list[tuple[str, int]]:
@@ -506,7 +506,7 @@ def test_every_client_has_all_in_order_once_or_a_gap(
     monkeypatch: pytest.MonkeyPatch, taken: list[tuple[str, int]]
 ) -> None:
     """The reader looks at each step of its own: offsets rise by one, or a gap said where they go on."""
-    monkeypatch.setattr(inlet_module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(asking_module, "FIRST_PAUSE", 0.0)
     asyncio.run(play(taken))
 
 
@@ -642,15 +642,15 @@ async def test_a_hub_stops_while_it_waits_for_history_and_starts_again() -> None
             broker.unavailable = True
             broker.release()
             await alice.nothing()
-            assert hub.hub.inlet._running == 1
-        assert hub.hub.inlet._running == 0
+            assert len(hub.hub.inlet.asking) == 1
+        assert not len(hub.hub.inlet.asking)
         assert all(channel.order is None for channel in hub.hub.channels.values())
         broker.unavailable = False
 
 
 @pytest.mark.anyio
 async def test_many_channels_are_looked_into_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inlet_module, "AT_ONCE", 3)
+    monkeypatch.setattr(asking_module, "AT_ONCE", 3)
     broker = Slow()
     app = FastAPI()
     hub = Hubbub(app, settings=settings_for(rate_limit=0, user_rate_limit=0), broker=broker)
@@ -665,7 +665,7 @@ async def test_many_channels_are_looked_into_a_few_at_a_time(monkeypatch: pytest
         broker.resubscribe()
         most = 0
         async with asyncio.timeout(5):
-            while hub.hub.inlet._running:
+            while len(hub.hub.inlet.asking):
                 most = max(most, len(broker.pending))
                 broker.answer()
                 await asyncio.sleep(0)

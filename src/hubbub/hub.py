@@ -184,6 +184,7 @@ class Hub:
         for session in list(self.sessions):
             session.link.abort()
         await self.runs.stop()
+        self.inlet.stop()
         for task in self._tasks:
             task.cancel()
         if self._tasks:  # not for ever: one may keep its cancellation to itself
@@ -482,6 +483,9 @@ class Hub:
         return True
 
     def release(self, channel: Channel) -> None:
+        """Forget a channel that nothing would be lost of."""
+        if channel.order is not None and not channel.size:
+            self.inlet.let_go(channel)
         if channel.empty and channel not in self.comings and self.channels.get(channel.name) is channel:
             del self.channels[channel.name]
             self.spawn(self.broker.unsubscribe(channel.name))
@@ -532,6 +536,8 @@ class Hub:
         return all(passes(channel, publication) for prefix, passes in self.passing if channel.startswith(prefix))
 
     def _deliver_personal(self, user_id: str, publication: Publication) -> None:
+        if publication.origin is not None and publication.origin == self.cluster.node:
+            return  # this node sent it, and its own devices have it (toolkit/sending.py)
         line = self.inlet.lines.get(user_id)
         if line is not None and publication.offset == line.next:
             line.next += 1

@@ -7,11 +7,9 @@ the subscribers are told: ``gap``.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
+from hubbub.asking import Asking
 from hubbub.channel import Channel
 from hubbub.errors import BrokerUnavailable
 from hubbub.messages import JSON, Position
@@ -23,17 +21,6 @@ from hubbub.stream import Publication, Recovery
 if TYPE_CHECKING:
     from hubbub.hub import Hub
 
-log = logging.getLogger("hubbub")
-
-AT_ONCE: Final = 64
-"""Channels for which history is asked at the same time: after a lost connection all of them are due."""
-FIRST_PAUSE: Final = 0.05
-"""Seconds before history is asked again when the broker did not answer; twice as long after each time."""
-LONGEST_PAUSE: Final = 5.0
-EARLY_PAUSE: Final = 0.03
-"""Seconds for which what is missing before an early publication may still come, where several nodes tell of theirs."""
-PATIENCE: Final = 5
-"""How often a history that lacks what it should have is asked before its readers are told of a gap."""
 PERSONAL: Final = "user:"
 GAP_KEY: Final = "\x00gap"
 """A slow reader's newest gap replaces older ones, and no publication does: no client's key has a NUL."""
@@ -67,6 +54,8 @@ class OrderedInlet:
     """The Inlet of a hub.
 
     :ivar hub: whose.
+    :ivar asking: asks history for what is missing.
+    :ivar shared: whether there are other nodes.
     :ivar lines: the personal channels whose position is known, by user. They go with the user's last session.
     """
 
@@ -75,21 +64,24 @@ class OrderedInlet:
         self.deliver = hub.deliver  # itself: a method around it would cost as much as its check
         self.lines: dict[str, Personal] = {}
         self._events = hub.metrics.order
-        self._shared = False
-        self._running = 0
-        self._starting = False
-        self._waiting: deque[tuple[Line, Order]] = deque()
+        self.shared = False
+        self.asking = Asking(self)
         hub.leavers.append(self._left)
 
     def start(self) -> None:
         """The broker is there."""
-        self._shared = self.hub.broker.peers is not None
+        self.shared = self.hub.broker.peers is not None
+        self.asking.stopped = False
+
+    def stop(self) -> None:
+        """The hub stops."""
+        self.asking.stop()
 
     # -- users' own channels: with other nodes, this one has to ask for them
 
     def came(self, user_id: str) -> None:
         """A user's first session on this node has opened."""
-        if self._shared:
+        if self.shared:
             self.hub.spawn(self._hear(user_id))
 
     async def _hear(self, user_id: str) -> None:
@@ -111,7 +103,7 @@ class OrderedInlet:
 
     def gone(self, user_id: str) -> None:
         """A user's last session on this node is over."""
-        if self._shared and self.hub.loop is not None:
+        if self.shared and self.hub.loop is not None:
             self.hub.spawn(self.hub.broker.unsubscribe(PERSONAL + user_id))
 
     # -- what the hub hands over
@@ -130,7 +122,7 @@ class OrderedInlet:
             self._emit(line, deliver)
         else:
             self._events["early"] += 1
-        self._settle(line, order)
+        self.settle(line, order)
 
     def personal(self, user_id: str, publication: Publication) -> bool:
         """A publication of a user's own channel that is not known to be the next one. True: deliver it."""
@@ -154,7 +146,7 @@ class OrderedInlet:
         lines: list[Line] = []
         if channel is None:
             lines = [*self.hub.channels.values(), *self.lines.values()]
-            if self._shared:
+            if self.shared:
                 for user_id in self.hub.users.keys() - self.lines.keys():
                     self.came(user_id)
         elif channel.startswith(PERSONAL):
@@ -168,7 +160,8 @@ class OrderedInlet:
             if self._options(line).history_size:
                 order = self._in_doubt(line)
                 order.doubt()
-                self._settle(line, order)
+                self.settle(line, order)
+                self.asking.hurry(order)
 
     def renewed(self, channel: str, position: Position) -> None:
         """The same place under another epoch."""
@@ -209,14 +202,14 @@ class OrderedInlet:
             if fitted is not None:
                 return fitted
             if order.wants:
-                await self._ask(line, order)
+                await self.ask(line, order)
 
     def done(self, line: Line) -> None:
         """It has subscribed, or it failed to."""
         order = line.order
         assert order is not None
         self._emit(line, order.left())
-        self._settle(line, order)
+        self.settle(line, order)
 
     async def recover_personal(self, user_id: str, since: Position | None) -> Recovery:
         """The same for a user's own channel, which the session has already.
@@ -228,7 +221,7 @@ class OrderedInlet:
             line = self.lines[user_id] = Personal(PERSONAL + user_id)
         self.begin(line)
         try:
-            if self._shared:
+            if self.shared:
                 await self.hub.broker.subscribe(line.name)  # or what comes between would be missed
             return await self.recover(line, since)
         finally:
@@ -236,7 +229,15 @@ class OrderedInlet:
 
     def _left(self, session: Session) -> None:
         if self.lines and session.user is not None and len(session.user.sessions) <= 1:
-            self.lines.pop(session.user.id, None)
+            line = self.lines.pop(session.user.id, None)
+            if line is not None:
+                self.let_go(line)
+
+    def let_go(self, line: Line) -> None:
+        """Somebody has left: if nobody waits for its order any more, do not ask for it."""
+        order = line.order
+        if order is not None and not self.waited_for(line, order):
+            self.asking.let_go(order)
 
     # -- in doubt, and out of it
 
@@ -247,11 +248,11 @@ class OrderedInlet:
             line.next = NEVER
         return order
 
-    def _settle(self, line: Line, order: Order) -> None:
+    def settle(self, line: Line, order: Order) -> None:
         """Ask history if that is to be done; go back to the plain way if all is in order."""
         line.epoch = order.epoch
         if order.wants:
-            self._start(line, order)
+            self.asking.start(line, order)
         elif order.settled and not order.filling and line.order is order:
             line.order = None
             line.next = order.next or NEVER
@@ -278,67 +279,8 @@ class OrderedInlet:
 
     # -- asking history
 
-    def _start(self, line: Line, order: Order) -> None:
-        if order.filling:
-            return
-        order.filling = True
-        if self._running < AT_ONCE:
-            self._running += 1
-            self.hub.spawn(self._fill(line, order))
-        else:
-            self._waiting.append((line, order))
-
-    async def _fill(self, line: Line, order: Order) -> None:
-        try:
-            await self._until_settled(line, order)
-        except asyncio.CancelledError:
-            # the hub stops: nobody is left to tell
-            self._drop(line, order)
-            for other in self._waiting:
-                self._drop(*other)
-            self._waiting.clear()
-            raise
-        finally:
-            order.filling = False
-            self._running -= 1
-        if self._waited_for(line, order):
-            self._settle(line, order)
-        else:
-            self._drop(line, order)
-        if not self._starting:  # or one that ends at once would start the next within itself, and that one the next
-            self._starting = True
-            while self._waiting and self._running < AT_ONCE:
-                line, order = self._waiting.popleft()
-                order.filling = False
-                self._settle(line, order)
-            self._starting = False
-
-    async def _until_settled(self, line: Line, order: Order) -> None:
-        pause, asked = FIRST_PAUSE, 0
-        while order.wants and self._waited_for(line, order):
-            was = order.here
-            if self._shared and not order.doubtful:
-                await asyncio.sleep(EARLY_PAUSE)
-                if order.doubtful or order.here != was or not order.wants:
-                    continue  # it came by itself, as it nearly always does
-            try:
-                await self._ask(line, order)
-            except Exception as error:
-                if not isinstance(error, BrokerUnavailable):
-                    log.error("history cannot be read", exc_info=error, extra={"channel": line.name})
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                continue
-            if order.here != was or not order.behind:
-                pause, asked = FIRST_PAUSE, 0
-            elif asked < PATIENCE:
-                asked += 1
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                self._apply(line, order, order.skip())
-
-    async def _ask(self, line: Line, order: Order) -> None:
+    async def ask(self, line: Line, order: Order) -> None:
+        """Ask once, and do what follows from the answer."""
         past, options = self.hub.past_of(line.name), self._options(line)
         try:
             if not order.epoch:
@@ -355,7 +297,7 @@ class OrderedInlet:
     def _options(self, line: Line) -> ChannelOptions:
         return line.options if isinstance(line, Channel) else self.hub.options_for(line.name)
 
-    def _waited_for(self, line: Line, order: Order) -> bool:
+    def waited_for(self, line: Line, order: Order) -> bool:
         """Whether anybody still wants to have it in order."""
         if line.order is not order:
             return False
@@ -363,9 +305,12 @@ class OrderedInlet:
             return bool(line.size or order.readers)
         return bool(order.readers) or self.lines.get(line.name[len(PERSONAL) :]) is line
 
-    def _drop(self, line: Line, order: Order) -> None:
+    def skip(self, line: Line, order: Order) -> None:
+        """History will not have what is missing."""
+        self._apply(line, order, order.skip())
+
+    def drop(self, line: Line, order: Order) -> None:
         """Nobody waits any more: the next who subscribes says where we are."""
-        order.filling = False
         if line.order is order and not order.readers:
             line.order = None
             line.next = NEVER

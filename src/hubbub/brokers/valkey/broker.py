@@ -390,6 +390,10 @@ class ValkeyBroker:
 
     # -- the past
 
+    def part_of(self, channel: str) -> int | None:
+        """Which part of a Cluster has a channel's past: it may be away while others answer. None: there are no parts."""
+        return self.keys.partition_of(channel).index if self.keys.cluster else None
+
     async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
         if not options.history_size:
             return Recovery(NOWHERE, [], False)
