@@ -77,6 +77,7 @@ class Bus:
         self.ear: Ear | None = None
         self.node = ""
         self._epoch = b""
+        self._dropped = False
         self._heard: dict[str, int] = {}
         self._newest: dict[str, int] = {}
         self._reading: set[str] = set()
@@ -85,7 +86,7 @@ class Bus:
         """A node starts: what was said before is not for it."""
         self.node = node
         self.renew()
-        self._epoch = b""
+        self._epoch, self._dropped = b"", False
 
     def renew(self) -> None:
         """The engine is another one: its numbers may be, too."""
@@ -136,6 +137,7 @@ class Bus:
             return
         heard = self._heard.get(to)
         if heard is None:
+            self._dropped = True
             return  # the next beat says where the bus is
         if count == heard + 1 and to not in self._reading:
             self._heard[to] = count
@@ -153,8 +155,9 @@ class Bus:
         :param before: what had been :meth:`heard` when the beat was sent. More may have come since, and the answer does
             not know of it: only what is behind that is an engine that lost some.
         """
-        begins, another = not self._epoch, epoch != self._epoch
-        self._epoch = epoch
+        # a first beat that failed may come after what was read of the others at the start
+        begins, another = not self._epoch and not self._dropped, epoch != self._epoch
+        self._epoch, self._dropped = epoch, False
         missed = False
         for to, newest in ((ALL, everybody), (self.node, mine)):
             heard = self._heard.get(to)
