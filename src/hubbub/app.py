@@ -61,6 +61,7 @@ from hubbub.toolkit.dependencies import Call, Callee, Context, Owner
 from hubbub.toolkit.handlers import Declaration, Handler
 from hubbub.toolkit.names import NamePattern
 from hubbub.toolkit.router import Declared, Declares, Hook
+from hubbub.toolkit.sending import ToUsers, bytes_for_all
 from hubbub.toolkit.session import Session as UserSession
 from hubbub.toolkit.session import session_of
 from hubbub.toolkit.shapes import data_bytes
@@ -145,6 +146,7 @@ class Hubbub(Declares, Owner):
         self._counters = _transport_counters()
         self._counters.drops = self.hub.metrics.drops
         self._endpoint = SessionEndpoint(self.hub)
+        self._to_users = ToUsers(self.hub)
         self._direct = False
         self._turn = -1
         self._published = 0
@@ -358,6 +360,16 @@ class Hubbub(Declares, Owner):
             self._published = 0
             await asyncio.sleep(0)  # the turn ends, and what was published is written: a loop may not starve the rest
         return position
+
+    async def send(self, user_id: str, message: Any, *, type: str | None = None) -> None:
+        """Send one message to all live devices of a user, on all nodes. It is not kept: who is away does not get it later.
+
+        While the engine is away, the devices on this node get it, and a warning is logged.
+
+        :param message: as for :meth:`Session.send`; ``type`` too.
+        :raises TypeError: it has no type, or no form in JSON and MessagePack.
+        """
+        await self._here(self._to_users.send(user_id, bytes_for_all(message, type)))
 
     async def notify(
         self,

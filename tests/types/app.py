@@ -109,6 +109,8 @@ async def from_anywhere() -> None:
     assert_type(orders.name(order_id=1), str)
     assert_type(await hub.notify(["alice", "bob"], "t", "m", "error"), int)
     assert_type(await hub.broadcast("t", "m"), int)
+    await hub.send("alice", Cancel(1), type="cancel")
+    await hub.send(Cancel(1), "alice")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(await hub.disconnect("alice", revoke=True), int)
     assert_type(hub.sessions("alice"), list[Session])
     await hub.notify("alice", "t", "m", "loud")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -117,6 +119,7 @@ async def from_anywhere() -> None:
 def from_a_thread() -> None:
     assert_type(hub.sync.publish("news", 1), Position)
     assert_type(hub.sync.notify("alice", "t", "m"), int)
+    hub.sync.send("alice", {"type": "hello"})
     assert_type(hub.sync.run(orders.publish(1, order_id=1)), Position)
 
 

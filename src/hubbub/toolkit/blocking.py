@@ -45,6 +45,10 @@ class Blocking:
         )
         return self._run(publishing)
 
+    def send(self, user_id: str, message: Any, *, type: str | None = None) -> None:
+        """As :meth:`Hubbub.send`."""
+        self._run(self._hub.send(user_id, message, type=type))
+
     def notify(
         self,
         user_id: str | Iterable[str],
