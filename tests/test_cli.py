@@ -297,6 +297,6 @@ def test_a_database_that_another_process_has_stops_the_start_with_a_sentence(tmp
         assert "Traceback" not in second.stderr
         said = next(line for line in second.stderr.splitlines() if "writes to" in line)
         assert "another process (pid " in said
-        assert "use PostgreSQL (HUBBUB_DATABASE_URL)" in said
+        assert "or PostgreSQL (HUBBUB_DATABASE_URL)" in said
     data = tmp_path / "data"
     assert (data.stat().st_mode & 0o777, (data / "hubbub.db").stat().st_mode & 0o777) == (0o700, 0o600)

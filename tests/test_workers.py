@@ -118,8 +118,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 def test_one_line_says_where_they_all_listen(server: Workers) -> None:
-    lines = [line for line in server.text.splitlines() if "listens on" in line]
-    assert lines == [f"Hubbub listens on http://127.0.0.1:{server.port} with 2 workers"]
+    (line,) = [line for line in server.text.splitlines() if "listens on" in line]
+    said = json.loads(line)
+    where = f"http://127.0.0.1:{server.port} with 2 workers (each alone on {server.base} to {server.base + 1})"
+    assert (said["event"], said["workers"], said["level"]) == (f"Hubbub listens on {where}", 2, "info")
+    assert all(json.loads(line) for line in server.text.splitlines()), "whoever reads logs reads JSON"
     assert {each["worker"] for each in server.records("Application startup complete.")} == {0, 1}
 
 

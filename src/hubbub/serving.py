@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,15 +43,31 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.ssl_certfile else 'http'}://{host}:{port}"
 
-    def announce(self, port: int, *, workers: int = 1) -> None:
-        """Tell whoever started it where it listens."""
+    def announce(self, port: int, *, workers: int = 1, alone: int | None = None) -> None:
+        """Tell whoever started it where it listens, at any log level.
+
+        :param alone: worker n listens on this port plus n, too.
+        """
         text = f"Hubbub listens on {self.name(port)}"
         if workers > 1:
             text += f" with {workers} workers"
+        if alone is not None:
+            text += f" (each alone on {alone} to {alone + workers - 1})"
         if self.dev:
             text += "  (development mode: anybody may log in by name)"
-        sys.stderr.write(text + "\n")
+        sys.stderr.write((text if self.pretty else _record(text, workers)) + "\n")
         sys.stderr.flush()
+
+    @property
+    def pretty(self) -> bool:
+        """Whether what it says is for a person, and not a JSON object a line."""
+        return self.dev or sys.stderr.isatty()
+
+
+def _record(text: str, workers: int) -> str:
+    """A line as those that :mod:`hubbub.logs` writes."""
+    at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({"event": text, "workers": workers, "level": "info", "logger": "hubbub", "timestamp": at})
 
 
 def settings_of(serving: Serving) -> Settings:
@@ -125,7 +143,7 @@ def serve_alone(serving: Serving) -> int:
     from hubbub import logs
 
     settings = settings_of(serving)
-    logs.configure(settings.log_level, pretty=sys.stderr.isatty() or serving.dev)
+    logs.configure(settings.log_level, pretty=serving.pretty)
     config = config_of(serving, settings)
     raise_file_limit()
     server = server_of(config, settings, lambda: None)

@@ -140,7 +140,8 @@ class Supervisor:
         self.settings = settings
         self.engine = engine
         self._environment = environment
-        self._pretty = sys.stderr.isatty() or serving.dev
+        self._pretty = serving.pretty
+        self._ports = ports
         self._listeners = Listeners(serving.host, serving.port, count)
         self._own = [
             bound(serving.host, port, option="--worker-ports")
@@ -184,7 +185,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         await self._open()
-        self.serving.announce(self._listeners.port, workers=len(self.slots))
+        self.serving.announce(self._listeners.port, workers=len(self.slots), alone=self._ports)
         async with asyncio.TaskGroup() as tasks:
             for slot in self.slots:
                 tasks.create_task(self._keep(slot))
@@ -420,7 +421,7 @@ def serve_workers(serving: Serving, count: int, *, ports: int | None = None) -> 
     engine = None
     if not settings.valkey_url:
         engine = EmbeddedValkey(settings.data_dir, max_memory=ENGINE_MEMORY * settings.history_total_bytes)
-    logs.configure(settings.log_level, pretty=sys.stderr.isatty() or serving.dev)
+    logs.configure(settings.log_level, pretty=serving.pretty)
     raise_file_limit()
     supervisor = Supervisor(serving, settings, count, ports=ports, environment=environment, engine=engine)
     return asyncio.run(supervisor.run())
