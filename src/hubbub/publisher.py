@@ -49,8 +49,13 @@ PATIENCE: Final = 5.0
 """Seconds for letting go of the connections."""
 AT_ONCE: Final = 500
 """Notifications of one call that wait for the engine side by side."""
-FEATURES: Final = (PERSONAL, "room:")
-"""Channels that belong to features."""
+FEATURES: Final = {
+    PERSONAL: "user:… belongs to the notifications: use notify()",
+    "room:": (
+        "room:… belongs to the rooms: say it over HTTP, POST /api/rooms/{room_id}/messages?as_user=… with an API key"
+    ),
+}
+"""Channels that belong to features, and how to reach who is there."""
 
 
 class AsyncPublisher:
@@ -115,8 +120,9 @@ class AsyncPublisher:
         :raises BrokerUnavailable: the engine is away; it is not known to have been published.
         """
         check_name(channel)
-        if channel.startswith(FEATURES):
-            raise ClientError(ErrorCode.FORBIDDEN, f"{channel.partition(':')[0]}:… belongs to a feature: use its calls")
+        for prefix, advice in FEATURES.items():
+            if channel.startswith(prefix):
+                raise ClientError(ErrorCode.FORBIDDEN, advice)
         _check(key is None or len(key) <= 128, "a key has at most 128 characters")
         _check_once(idempotency_key)
         _check(version is None or 0 <= version <= 2**53, "a version is 0 to 2**53")
