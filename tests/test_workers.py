@@ -186,8 +186,22 @@ def test_a_second_one_is_refused(server: Workers, tmp_path: Path) -> None:
     assert server.get("/health/live") == {"status": "live"}
 
 
+def test_one_alone_beside_them_is_told_whom_to_stop(server: Workers, tmp_path: Path) -> None:
+    """The supervisor: whoever stops a worker only has it replaced."""
+    values = {"HUBBUB_DATA_DIR": str(server.data), "HUBBUB_SECRET": SECRET}
+    result = ended(tmp_path, "--workers", "1", "--port", "0", code=3, **values)
+    assert f"another process (pid {server.process.pid}) writes to" in result.stderr
+
+
 def refused(directory: Path, *arguments: str, code: int = 2, **values: str) -> subprocess.CompletedProcess[str]:
     """What ``hubbub serve --workers 2`` says when it does not start: one sentence."""
+    result = ended(directory, *arguments, code=code, **values)
+    assert sum(line.startswith("hubbub: ") for line in result.stderr.splitlines()) == 1, result.stderr
+    return result
+
+
+def ended(directory: Path, *arguments: str, code: int, **values: str) -> subprocess.CompletedProcess[str]:
+    """What it said, when it ends by itself."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HUBBUB_")}
     result = subprocess.run(
         [sys.executable, "-m", "hubbub.cli", "serve", "--no-dev", "--workers", "2", *arguments],
@@ -196,7 +210,6 @@ def refused(directory: Path, *arguments: str, code: int = 2, **values: str) -> s
     )  # fmt: skip
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
-    assert sum(line.startswith("hubbub: ") for line in result.stderr.splitlines()) == 1, result.stderr
     return result
 
 

@@ -113,7 +113,8 @@ def hold(path: Path, *, shared: bool) -> IO[str]:
         lock.close()
         raise _taken(path, holder, shared)
     lock.truncate(0)
-    lock.write(f"pid {os.getpid()}")
+    # whoever ends a worker has it replaced: who is to be stopped is its supervisor
+    lock.write(f"pid {os.getppid() if shared and 'HUBBUB_WORKER' in os.environ else os.getpid()}")
     lock.flush()
     return lock
 
