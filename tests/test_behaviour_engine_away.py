@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from hubbub import Hubbub
+from hubbub import Hubbub, SessionClosed
 from hubbub.errors import BrokerUnavailable, ClientError, ErrorCode
 from hubbub.testing import HandClock, MemoryEngine
 from tests.engine_support import Engine
@@ -287,11 +287,16 @@ async def test_who_has_gone_while_it_subscribes_leaves_nothing() -> None:
         at.engine.stall()
         await carol.send("subscribe", channel="news")
         await until(lambda: bool(at.server.hub.attempts))
+        (session,) = at.server.hubbub.sessions("carol")
+        by_the_app = asyncio.create_task(session.subscribe("news"))
+        await at.turns()
         carol.connection.transport.abort()
         await until(lambda: not at.server.hub.sessions_of("carol"))
         at.engine.resume()
         await until(lambda: not at.server.hub.channels)
         assert not at.server.hub.attempts
+        with pytest.raises(SessionClosed):
+            await by_the_app
         assert dict(at.server.hub.metrics.errors) == refused, "nobody was there to be refused anything"
 
 

@@ -18,6 +18,7 @@ from hubbub import order as order_module
 from hubbub.batch import Batch
 from hubbub.errors import BrokerUnavailable
 from hubbub.hub import Hub
+from hubbub.making import SubscriptionEnded
 from hubbub.messages import JSON, Position
 from hubbub.order import NEVER, Order, Question
 from hubbub.ports import Request
@@ -334,8 +335,8 @@ OPTIONS = ChannelOptions(history_size=6, history_ttl=1000, presence=False)
 class World:
     """A hub over a slow and faulty broker, its readers, and what was really published."""
 
-    def __init__(self) -> None:
-        self.broker = Slow()
+    def __init__(self, broker: Slow | None = None) -> None:
+        self.broker = broker or Slow()
         self.hubbub = Hubbub(
             None,
             settings=settings_for(channels={CHANNEL: OPTIONS}),
@@ -508,6 +509,112 @@ def test_every_client_has_all_in_order_once_or_a_gap(
     """The reader looks at each step of its own: offsets rise by one, or a gap said where they go on."""
     monkeypatch.setattr(asking_module, "FIRST_PAUSE", 0.0)
     asyncio.run(play(taken))
+
+
+# -- several who make the same subscription of a session -----------------------------------------------------------------
+
+
+class Told(Slow):
+    """A broker whose history answers about each question what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions: list[asyncio.Future[None]] = []
+
+    async def recover(self, channel: str, since: Position | None, limit: int, options: ChannelOptions) -> Recovery:
+        self.questions.append(asyncio.get_running_loop().create_future())
+        await self.questions[-1]
+        return await FaultyBroker.recover(self, channel, since, limit, options)
+
+
+class Attempt:
+    """One attempt to subscribe, what became of it, and what should have."""
+
+    def __init__(self) -> None:
+        self.question: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[Recovery] | None = None
+        self.ended = False
+
+
+async def attempt(steps: list[tuple[str, int]]) -> None:
+    world = World(Told())
+    hub, broker = world.hub, cast(Told, world.broker)
+    await hub.start()
+    try:
+        world.arrive()
+        reader = world.readers[0]
+        session = reader.session
+        assert session is not None
+        there = False
+        under_way: list[Attempt] = []
+        for what, number in steps:
+            if what == "begin":
+                each = Attempt()
+                each.task = asyncio.ensure_future(hub.attach(session, CHANNEL, None, OPTIONS))
+                await world.turns()
+                each.question = broker.questions[-1]
+                under_way.append(each)
+            elif what == "end":
+                assert hub.detach(session, CHANNEL) == (there or any(not each.ended for each in under_way))
+                there = False
+                for each in under_way:
+                    each.ended = True
+            elif under_way:
+                each = under_way.pop(number % len(under_way))
+                assert each.task is not None
+                assert each.question is not None
+                if what == "cancel":
+                    each.task.cancel()
+                elif what == "fail":
+                    each.question.set_exception(BrokerUnavailable("no answer"))
+                else:
+                    each.question.set_result(None)
+                    there = there or not each.ended
+                known = len(broker.questions)
+                async with asyncio.timeout(5):
+                    while not each.task.done():
+                        await world.turns(1)
+                        for question in broker.questions[known:]:  # another one had its answer first: it asks again
+                            if not question.done():
+                                question.set_result(None)
+                result = (await asyncio.gather(each.task, return_exceptions=True))[0]
+                assert isinstance(result, Recovery) == (what == "answer" and not each.ended)
+                if what == "answer" and each.ended:
+                    assert isinstance(result, SubscriptionEnded)
+            channel = hub.channels.get(CHANNEL)
+            assert (channel is not None and cast(Any, reader) in channel.links()) == there
+            assert (CHANNEL in session.channels) == (there or any(not each.ended for each in under_way))
+            if not under_way:
+                assert not hub.attempts
+                assert (channel is not None) == there
+                assert channel is None or channel.order is None
+        for each in under_way:
+            assert each.task is not None
+            each.task.cancel()
+            await asyncio.wait([each.task])
+    finally:
+        await hub.stop()
+
+
+ATTEMPTS = st.lists(
+    st.one_of(
+        st.just(("begin", 0)),
+        st.just(("begin", 0)),
+        st.just(("end", 0)),
+        st.tuples(st.sampled_from(["answer", "fail", "cancel"]), st.integers(0, 3)),
+    ),
+    max_size=20,
+)
+
+
+@given(ATTEMPTS)
+@example(steps("begin, answer, begin, fail"))
+@example(steps("begin, begin, fail, answer"))
+@example(steps("begin, begin, answer 1, fail"))
+@example(steps("begin, end, begin, fail, answer"))
+@settings(max_examples=200, deadline=None)
+def test_an_attempt_that_fails_changes_nothing(taken: list[tuple[str, int]]) -> None:
+    asyncio.run(attempt(taken))
 
 
 # -- the same, as clients see it -------------------------------------------------------------------------------------

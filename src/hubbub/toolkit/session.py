@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from hubbub.commands import check_name
 from hubbub.errors import ClientError, CloseCode, ErrorCode, RequestFailed, SessionClosed
+from hubbub.making import SubscriptionEnded
 from hubbub.messages import Position, check_msgpack
 from hubbub.session import Session as CoreSession
 from hubbub.session import State
@@ -157,8 +158,9 @@ class Session:
 
         No authorizer is asked: the app has decided. Returns the position from which it listens.
 
-        :raises ClientError: no channel's name, or too many subscriptions.
-        :raises SessionClosed: it is gone.
+        :raises ClientError: no channel's name, too many subscriptions, or it was ended meanwhile.
+        :raises BrokerUnavailable: the engine does not answer. All is then as it was before.
+        :raises SessionClosed: it is gone, or went meanwhile.
         """
         core = self._core
         if core.state is not State.OPEN:
@@ -166,7 +168,12 @@ class Session:
         check_name(channel, core.user_id)
         if channel.startswith("room:"):
             raise ClientError(ErrorCode.FORBIDDEN, "a room is joined by the client, with join_room")
-        return await self._hub.subscriptions.subscribe(core, channel, since, presence, None)
+        try:
+            return await self._hub.subscriptions.subscribe(core, channel, since, presence, None)
+        except SubscriptionEnded:
+            if core.state is State.OPEN:
+                raise
+            raise SessionClosed("the session went meanwhile") from None
 
     async def unsubscribe(self, channel: str, *, reason: str | None = None) -> bool:
         """End a subscription; the client gets an ``unsubscribed`` with the reason. False if there was none."""
