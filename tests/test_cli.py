@@ -22,7 +22,6 @@ import pytest
 from websockets.sync.client import connect
 
 from hubbub import cli
-from hubbub.listening import BACKLOG
 from tests.support import SECRET
 from tests.workers_support import backlogs
 
@@ -211,7 +210,7 @@ def test_production_mode_has_no_login_by_name(tmp_path: Path) -> None:
         assert (tmp_path / "data" / "hubbub.db").exists()
         assert not (tmp_path / "data" / "secret").exists()
         if sys.platform == "linux":
-            assert backlogs(server.port) == [min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))]
+            assert backlogs(server.port) == [min(16_384, int(Path("/proc/sys/net/core/somaxconn").read_text()))]
         assert server.stop()[0] == 0
 
 

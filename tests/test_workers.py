@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from hubbub import Publisher
 from hubbub.errors import ConfigurationError
-from hubbub.listening import BACKLOG, SPREADS, Listeners
+from hubbub.listening import SPREADS, Listeners
 from hubbub.workers import DEATHS, EARLY, CannotServe, Slot
 from tests.engine_support import until
 from tests.support import SECRET
@@ -135,7 +135,7 @@ def test_its_log_says_how_another_program_reaches_the_engine(server: Workers) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_as_many_may_wait_to_be_accepted_as_the_kernel_allows(server: Workers) -> None:
-    most = min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+    most = min(16_384, int(Path("/proc/sys/net/core/somaxconn").read_text()))
     assert backlogs(server.port) == [most] * 2
     assert [backlogs(server.base + index) for index in (0, 1)] == [[most]] * 2
 
