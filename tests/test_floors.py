@@ -18,8 +18,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "ports": ("ports",),
     "runtime": (
-        "batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "runs",
-        "inlet", "cluster", "control", "agreement", "everywhere", "devices", "others", "lately", "revocation", "quotas",
+        "batch", "channel", "hub", "commands", "drain", "entrance", "comings", "calls", "subscriptions", "making", "runs",
+        "inlet", "asking", "cluster", "control", "agreement", "everywhere", "devices", "others", "lately", "revocation", "quotas",
         "store", "group", "engines", "schema", "migrations", "tables", "files", "gather",
     ),
     "adapters": ("brokers", "transports"),
