@@ -38,10 +38,10 @@ async def test_an_engine_that_is_away_makes_a_node_unready(own_valkey: Engine) -
                 await asyncio.to_thread(breaks)
                 try:
                     took = await until_said(http, away)
+                    assert (await http.get("/health/ready")).json()["reason"]
                 finally:
                     await asyncio.to_thread(mends)
                 assert took < 7, "a node knows within five seconds that it is deaf"
-                assert (await http.get("/health/ready")).json()["reason"]
                 assert (await http.get("/health/live")).status_code == 200
                 await until_said(http, (200, "ready", "ok"))
             assert (await alice.ask("ping"))["type"] == "pong", "sessions stay"

@@ -159,6 +159,7 @@ class HealthOut(BaseModel):
         default=None,
         description="Whether the engine answers and this node hears what is published there; absent without an engine.",
     )
+    worker: int | None = Field(default=None, description="Which one of `hubbub serve --workers` answers.")
     nodes: int = Field(description="Nodes that live, with this one.")
     total_connections: int = Field(description="On all nodes, as each said within the last seconds.")
     total_users: int = Field(description="Users signed in, counted once per node that they are on.")
@@ -309,6 +310,7 @@ class Api:
                 version=__version__,
                 store="ok" if self.chat.store.healthy else "unavailable",
                 engine=self._engine,
+                worker=int(worker) if (worker := os.environ.get("HUBBUB_WORKER", "")).isdigit() else None,
                 nodes=totals.nodes,
                 total_connections=totals.sessions,
                 total_users=totals.users,

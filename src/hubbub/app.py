@@ -48,6 +48,7 @@ from hubbub.features.chat.uploads import Uploads
 from hubbub.features.notifications import Notifications
 from hubbub.files import files_from
 from hubbub.hub import Hub
+from hubbub.making import SubscriptionEnded
 from hubbub.messages import NotificationType, Position, plain_data
 from hubbub.ports import Broker, Clock
 from hubbub.presence import Roster
@@ -452,7 +453,7 @@ class Hubbub(Declares, Owner):
     async def _subscribe(self, wanted: control.Subscribe) -> int:
         count = 0
         for session in self.sessions(wanted.user_id):
-            with suppress(SessionClosed):  # it went meanwhile
+            with suppress(SessionClosed, SubscriptionEnded):  # it went meanwhile, or was taken out
                 await session.subscribe(wanted.channel)
                 count += 1
         return count
