@@ -7,10 +7,15 @@ Send     {"type": "order.place", "what": "tea", "count": 2}  the server asks  {"
 Send     {"type": "response", "id": "1", "data": true}       and get  {"type": "order.placed", "order_id": 1, "total": 6}
 Send     {"type": "subscribe", "channel": "orders:1"}        and get  its state, then every change of it
 POST /orders/1/ship                                          and you get the change, and a notification
+The same with `--workers 2`: the orders are in a database (.hubbub/shop.db) that all workers share. In a variable, an order
+that was placed on one worker could not be watched or shipped on the other, and both would call theirs number 1.
 """
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -29,15 +34,12 @@ class Order(BaseModel):
 
 
 class Database:
-    """A pretend pool: how many are open now, and what they keep."""
+    """A little pool over a SQLite file; your own has sessions of your database. `opened`: how many this worker has out."""
 
-    prices: dict[str, int]
-    orders: dict[int, Order]
-    opened = 0
-
-    def __init__(self) -> None:
-        self.prices = {"tea": 3, "cake": 5}
-        self.orders = {}
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.opened = 0
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Database"]:
@@ -47,8 +49,22 @@ class Database:
         finally:
             self.opened -= 1
 
+    def run(self, statement: str, *values: Any) -> list[Order]:
+        """For threads: it waits for the disk, and for the other workers."""
+        with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute(TABLE)
+            return [Order(**row) for row in connection.execute(statement, values).fetchall()]
 
-pool = Database()
+    async def ask(self, statement: str, *values: Any) -> list[Order]:
+        return await asyncio.to_thread(self.run, statement, *values)
+
+
+app = FastAPI(title="A shop with real-time orders")
+hub = Hubbub(app, dev=True)
+pool = Database(hub.settings.data_dir / "shop.db")
+TABLE = "create table if not exists orders (order_id integer primary key, customer, what, total, status)"
+PRICES = {"tea": 3, "cake": 5}  # constants: that each worker has them for itself does no harm
 
 
 async def get_db() -> AsyncIterator[Database]:
@@ -62,9 +78,10 @@ Db = Annotated[Database, Depends(get_db)]
 
 async def get_order(order_id: int, db: Db) -> Order:
     """A dependency may take a field of the message, or a part of a channel's name, by its name."""
-    if order_id not in db.orders:
+    found = await db.ask("select * from orders where order_id = ?", order_id)
+    if not found:
         raise HTTPException(404, "no such order")
-    return db.orders[order_id]
+    return found[0]
 
 
 class Place(BaseModel):
@@ -82,13 +99,13 @@ router = HubRouter(prefix="order.", channel_prefix="orders:")
 
 @router.on("place", reply="order.placed", timeout=60)
 async def place(session: Session, message: Place, db: Db) -> Placed:
-    if message.what not in db.prices:
+    if message.what not in PRICES:
         raise ClientError("sold_out", f"there is no {message.what}")
-    total = message.count * db.prices[message.what]
+    total = message.count * PRICES[message.what]
     if not await session.request("confirm", {"text": f"{message.count} {message.what} for {total}?"}, into=bool):
         raise ClientError("cancelled", "as you wish")
-    order = Order(order_id=len(db.orders) + 1, customer=session.user_id, what=message.what, total=total)
-    db.orders[order.order_id] = order
+    statement = "insert into orders (customer, what, total, status) values (?, ?, ?, 'placed') returning *"
+    (order,) = await db.ask(statement, session.user_id, message.what, total)
     return Placed(order.order_id, total)
 
 
@@ -103,8 +120,6 @@ class Orders:
         return order
 
 
-app = FastAPI(title="A shop with real-time orders")
-hub = Hubbub(app, dev=True)
 hub.include_router(router)
 
 
@@ -121,10 +136,10 @@ async def login(who: Login) -> dict[str, str]:
 @app.post("/orders/{order_id}/ship")
 def ship(order_id: int) -> dict[str, Any]:
     """A sync endpoint: FastAPI runs it in a thread, so the calls are `hub.sync`'s."""
-    order = pool.orders.get(order_id)
-    if order is None:
+    shipped = pool.run("update orders set status = 'shipped' where order_id = ? returning *", order_id)
+    if not shipped:
         raise HTTPException(404, "no such order")
-    order.status = "shipped"
+    order = shipped[0]
     position = hub.sync.publish(f"orders:{order_id}", {"status": order.status})
     reached = hub.sync.notify(order.customer, "Shipped", f"Order {order_id} is on its way", "success")
     return {"offset": position.offset, "devices": reached}

@@ -1,9 +1,11 @@
-"""Every example runs: in this process with what its head says, and once as its README says, as a process of its own."""
+"""Every example runs: in this process with what its head says, on two nodes of one engine, and once as its README says, as
+a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import re
 import signal
@@ -11,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from hubbub import Hubbub
 from hubbub.testing import hub_client, running
 from tests.support import TLS, settings_for, until
 from tests.support import running as serving
+from tests.workers_support import workers
 
 ROOT = Path(__file__).parent.parent
 NO_APPS = {"guide_client", "publish_from_elsewhere"}
@@ -253,6 +256,193 @@ async def test_shop(load: Any) -> None:
         assert (await alice.expect("notification"))["data"]["title"] == "Shipped"
 
 
+# -- on two nodes: loaded twice, an example has its variables twice, as two workers have them -------------------------
+
+
+@pytest.fixture
+def twice(load: Any, monkeypatch: pytest.MonkeyPatch, valkey_settings: dict[str, str]) -> Any:
+    """Loads an example for two nodes, which share an engine and a database file as workers do."""
+    for name, value in {**valkey_settings, "store_shared": "true"}.items():
+        monkeypatch.setenv(f"HUBBUB_{name.upper()}", value)
+    return lambda name: (load(name).app, load(name).app)
+
+
+@asynccontextmanager
+async def both(apps: tuple[FastAPI, FastAPI]) -> AsyncIterator[tuple[httpx2.AsyncClient, httpx2.AsyncClient]]:
+    """Starts both, side by side; an HTTP client for each."""
+    one, two = apps
+    async with asyncio.TaskGroup() as starting:
+        contexts = [running(app) for app in apps]
+        for context in contexts:
+            starting.create_task(context.__aenter__())
+    try:
+        await until(lambda: all(len(app.state.hubbub.hub.cluster.others) == 1 for app in apps))
+        async with http(one) as first, http(two) as second:
+            yield first, second
+    finally:
+        for context in contexts:
+            await context.__aexit__(None, None, None)
+
+
+@pytest.mark.anyio
+async def test_connection_manager_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("connection_manager")
+    async with both(apps), hub_client(one, user="alice") as alice, hub_client(two, user="bob") as b2:
+        async with hub_client(one, user="bob") as b1:
+            await b1.send("say", text="hi")
+            for client in (alice, b1, b2):
+                assert (await client.expect("publication"))["data"] == "User bob: hi"
+            await alice.ask("whisper", to="bob", text="psst")
+            for client in (b1, b2):
+                assert (await client.expect("whisper"))["text"] == "psst"
+            await b2.ask("whisper", to="alice", text="what?")
+            assert (await alice.expect("whisper"))["from"] == "bob"
+            assert await b2.refused("whisper", to="carol", text="psst") == "not_here"
+        await until(lambda: not one.state.hubbub.sessions("bob"))
+        assert await one.state.hubbub.online(["bob"]) == {"bob"}  # answered after what the app asks when one leaves
+        await alice.ask("say", text="he is still here")
+        assert (await alice.expect("publication"))["data"] == "User alice: he is still here"
+        await alice.ask("whisper", to="bob", text="are you?")
+        assert (await b2.expect("whisper"))["text"] == "are you?"
+        await b2.close()
+        assert (await alice.expect("publication"))["data"] == "User bob left the chat"
+
+
+@pytest.mark.anyio
+async def test_shop_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("shop")
+    async with (
+        both(apps) as (_, http2),
+        hub_client(one, user="alice") as a1,
+        hub_client(two, user="alice") as a2,
+        hub_client(two, user="bob") as bob,
+    ):
+        for number, client in enumerate((a1, bob), 1):
+            await client.send("order.place", what="tea")
+            await client.send("response", id=(await client.expect("request"))["id"], data=True)
+            assert (await client.expect("order.placed"))["order_id"] == number
+        for client in (a1, a2):
+            assert (await client.ask("subscribe", channel="orders:1"))["state"]["status"] == "placed"
+        assert await bob.refused("subscribe", channel="orders:1") == "forbidden"
+        assert (await http2.post("/orders/1/ship")).json() == {"offset": 1, "devices": 2}
+        for client in (a1, a2):
+            assert (await client.expect("publication"))["data"] == {"status": "shipped"}
+            assert (await client.expect("notification"))["data"]["title"] == "Shipped"
+        assert (await a1.ask("subscribe", channel="orders:1"))["state"]["status"] == "shipped"
+
+
+@pytest.mark.anyio
+async def test_token_auth_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("token_auth")
+    async with both(apps) as (http1, _):
+        answer = await http1.post("/login", params={"name": "alice", "password": "correct horse"})
+        for app in (one, two):
+            async with hub_client(app, path=f"/ws?token={answer.json()['token']}") as alice:
+                assert (await alice.expect("auth_success"))["user_id"] == "alice"
+
+
+@pytest.mark.anyio
+async def test_rooms_heartbeat_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("rooms_heartbeat")
+    async with both(apps), hub_client(one, user="alice") as alice, hub_client(two, user="bob") as bob:
+        await alice.ask("subscribe", channel="rooms:red", presence=True)
+        assert (await bob.ask("subscribe", channel="rooms:red", presence=True))["count"] == 2
+        while "bob" not in (await alice.expect("presence_changed"))["joined"]:
+            pass  # she herself
+        await bob.send("publish", channel="rooms:red", data={"text": "hi"})
+        assert (await alice.expect("publication"))["data"] == {"text": "hi", "by": "bob"}
+
+
+@pytest.mark.anyio
+async def test_chat_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("chat")
+    async with both(apps) as (http1, http2), hub_client(one, user="alice", room="lobby") as alice:
+        await alice.expect("room_joined")
+        async with hub_client(two, user="bob", room="lobby") as bob:
+            assert {user["user_id"] for user in (await bob.expect("room_joined"))["users"]} == {"alice", "bob"}
+            assert (await alice.expect("user_joined", user_id="bob"))["room_id"] == "lobby"
+            await bob.send("chat_message", message="hi")
+            assert (await alice.expect("message"))["data"]["message"] == "hi"
+            assert (
+                (await http1.get("/rooms")).json()
+                == (await http2.get("/rooms")).json()
+                == ["general", "kitchen", "lobby"]
+            )
+            assert (await http2.post("/rooms/lobby/announce", params={"text": "Dinner"})).json() == 2
+            assert (await bob.expect("message"))["data"]["message"] == "hi"
+            for client in (alice, bob):
+                assert (await client.expect("message"))["data"]["message"] == "Dinner"
+
+
+@pytest.mark.anyio
+async def test_team_chat_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("team_chat")
+    failed = {"build": 7, "commit": "c0ffee", "passed": False, "author": "alice"}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with (
+        both(apps) as (http1, http2),
+        hub_client(one, user="alice") as alice,
+        hub_client(two, user="bob") as bob,
+    ):
+        project = {"key": "apollo", "owner": "alice", "people": ["bob"]}
+        assert (await http1.post("/projects", json=project)).status_code == 201
+        assert (await http2.post("/projects", json=project)).status_code == 409
+        assert (await bob.expect("room_added"))["room"]["me"]["role"] == "member"
+        await bob.ask("join_room", room_id="project-apollo")
+        for client in (http1, http2):  # a webhook that is delivered twice
+            assert (await client.post("/hooks/build/apollo", json=failed, headers=headers)).json() == 1
+        assert (await bob.expect("message"))["data"]["mentions"] == ["alice"]
+        await bob.nothing()
+        assert (await alice.expect("notification"))["data"]["metadata"]["room_id"] == "project-apollo"
+        (room,) = (await http2.get("/people/alice/rooms")).json()
+        assert (room["unread"], room["mentions"]) == (1, 1)
+
+
+@pytest.mark.anyio
+async def test_notifications_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("notifications")
+    async with (
+        both(apps) as (http1, http2),
+        hub_client(one, user="alice") as phone,
+        hub_client(two, user="alice") as laptop,
+    ):
+        assert (await http1.post("/orders/7/pay", params={"customer": "alice"})).json() == 2
+        assert (await http2.post("/orders/7/ship", params={"customer": "alice"})).json() == {"status": "shipped"}
+        assert (await http2.post("/close")).json() == 2
+        for device in (phone, laptop):
+            titles = [(await device.expect("notification"))["data"]["title"] for _ in range(2)]
+            assert titles == ["Paid", "Shipped"]
+            assert (await device.expect("broadcast_notification"))["data"]["title"] == "Closing"
+
+
+@pytest.mark.anyio
+async def test_connection_limits_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("connection_limits")
+    async with both(apps) as (http1, http2), hub_client(one, user="alice"), hub_client(two, user="alice"):
+        # of those who come within one question's way, none may be known to be the first
+        await until(lambda: not any(app.state.hubbub.hub.cluster.devices.asking for app in apps))
+        async with hub_client(two) as third:
+            await third.send("auth", token=two.state.hubbub.token("alice"))
+            assert (await third.expect("error"))["code"] == "too_many"
+            assert await third.closed() == 4429
+        for client in (http1, http2):
+            assert (await client.get("/limits")).json() == {"connections": 1, "of": 4}
+
+
+@pytest.mark.anyio
+async def test_rate_limiting_on_two_nodes(twice: Any) -> None:
+    one, two = apps = twice("rate_limiting")
+    async with both(apps), hub_client(one, user="alice") as phone, hub_client(two, user="alice") as laptop:
+        for number in range(60):
+            await (phone, laptop)[number % 2].send("ping")
+        passed = 0
+        for device in (phone, laptop):
+            answers = [await device.receive() for _ in range(30)]
+            passed += sum(answer["type"] == "pong" for answer in answers)
+            assert answers[-1]["code"] == "rate_limited"
+        assert 10 <= passed <= 32, "ten; and of each node one that is not counted, and ten that are to be paid for"
+
+
 # -- as processes of their own ----------------------------------------------------------------------------------------
 
 
@@ -315,6 +505,59 @@ def crowd(port: int) -> None:
                 client.close()
             except ConnectionClosed:
                 pass
+
+
+@pytest.mark.slow
+def test_shop_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user runs it. What is placed on one worker is watched and shipped on the other, and numbered by both."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with (
+        workers(tmp_path, 2, "--app", "examples.shop:app") as served,
+        connect(served.ws("alice", 0), proxy=None) as a0,
+        connect(served.ws("alice", 1), proxy=None) as a1,
+    ):
+        for number, client in enumerate((a0, a1), 1):
+            tell(client, "order.place", what="tea")
+            tell(client, "response", id=hears(client, "request")["id"], data=True)
+            assert hears(client, "order.placed")["order_id"] == number
+        tell(a1, "subscribe", channel="orders:1")
+        assert hears(a1, "subscribed")["state"]["status"] == "placed"
+        answer = httpx2.post(served.url(1) + "/orders/1/ship", trust_env=False, verify=TLS)
+        assert answer.json() == {"offset": 1, "devices": 2}
+        assert hears(a1, "publication")["data"] == {"status": "shipped"}
+        for client in (a0, a1):
+            assert hears(client, "notification")["data"]["title"] == "Shipped"
+
+
+@pytest.mark.slow
+def test_connection_manager_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with (
+        workers(tmp_path, 2, "--app", "examples.connection_manager:app") as served,
+        connect(served.ws("alice", 0), proxy=None) as alice,
+        connect(served.ws("bob", 1), proxy=None) as b1,
+    ):
+        with connect(served.ws("bob", 0), proxy=None) as b0:
+            for client in (alice, b0, b1):
+                hears(client, "auth_success")
+            tell(alice, "whisper", to="bob", text="psst", ref="1")
+            for client in (b0, b1):
+                assert hears(client, "whisper")["text"] == "psst"
+        tell(alice, "whisper", to="bob", text="still there?")
+        assert hears(b1, "whisper")["text"] == "still there?"
+        b1.close()
+        assert hears(alice, "publication")["data"] == "User bob left the chat"
+
+
+def tell(client: ClientConnection, kind: str, **fields: Any) -> None:
+    client.send(json.dumps({"type": kind, **fields}))
+
+
+def hears(client: ClientConnection, kind: str) -> Any:
+    """The next message of this type."""
+    while (message := json.loads(client.recv(20)))["type"] != kind:
+        assert message["type"] != "error", message
+    return message
 
 
 @pytest.mark.slow
