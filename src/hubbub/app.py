@@ -426,7 +426,7 @@ class Hubbub(Declares, Owner):
         return await self._here(self.hub.cluster.everywhere.online(user_ids))
 
     def sessions(self, user_id: str) -> list[UserSession]:
-        """The live sessions of a user on this node: one per device or tab. In the hub's loop only."""
+        """The live sessions of a user on this node only: one per device or tab (all: :meth:`send`). In the hub's loop only."""
         user = self.hub.users.get(user_id)
         return [session_of(core, self.hub) for core in user or () if core.state is State.OPEN]
 
