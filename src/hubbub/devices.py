@@ -1,7 +1,7 @@
 """How many sessions a user may have, over all nodes together.
 
 A node lets in whom it may by itself, and then asks the others, for all who came within a moment together: nobody's sign-in
-waits for the engine. Who turns out to be too many is closed again. Of two that sign in at once on two nodes, the later one.
+waits for the engine. Who turns out to be too many is closed again. Of two that sign in on two nodes, the later one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 MOMENT: Final = 0.1
 """Seconds between two questions: a node's share of the cluster's messages does not depend on how many sign in."""
+AT_ONCE: Final = 0.5
+"""Seconds within which two sign in at the same time: then their ids decide, on all nodes alike. A question is on its way for
+a while, so ages that are nearly the same cannot be told apart."""
 MAX_NEW: Final = 100_000
 """Sessions of which the others are still to be asked. Beyond, this node's own limit is all there is."""
 
@@ -87,8 +90,10 @@ class Devices:
         user = session.user
         if not elsewhere or user is None or session.state is not State.OPEN:
             return
-        here = sum(other.entered <= session.entered for other in user.sessions)
-        if here + elsewhere <= self._limit:
+        now = self._hub.clock.monotonic()
+        own = now - session.entered, session.id
+        here = sum(_before((now - other.entered, other.id), own) for other in user.sessions)
+        if here + elsewhere < self._limit:
             return
         self._hub.metrics.limited("user")
         self._hub.refuse_message(session, too_many(self._limit), None)
@@ -101,8 +106,16 @@ class Devices:
         for user_id, session_id, age in message.sessions:
             user = users.get(user_id)
             others = user.sessions if user is not None else ()
-            counts.append(sum(now - each.entered >= age and each.id != session_id for each in others))
+            counts.append(sum(_before((now - each.entered, each.id), (age, session_id)) for each in others))
         return counts
+
+
+def _before(one: tuple[float, str], other: tuple[float, str]) -> bool:
+    """Whether a session signed in before another one; of each, how long ago, and its id."""
+    earlier = one[0] - other[0]
+    if one[1] == other[1]:
+        return False  # the same device
+    return earlier > 0 if abs(earlier) > AT_ONCE else one[1] < other[1]
 
 
 def _number(answer: object, index: int) -> int:
