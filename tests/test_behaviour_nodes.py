@@ -594,6 +594,16 @@ async def test_of_many_that_come_to_all_nodes_as_many_stay_as_may(apart: float) 
         assert apart < 1 or stay == (2, 1), "the oldest stay"
 
 
+async def test_who_comes_at_the_same_time_as_those_who_were_let_in_takes_the_place_of_one() -> None:
+    async with cluster(2, max_connections_per_user=2) as nodes:
+        one, two = nodes.nodes
+        async with one.client("bob"), two.client("bob"):
+            await until(lambda: not any(node.hub.cluster.devices.asking for node in (one, two)))
+            async with one.client("bob", session="-" * 16) as first:  # by its id
+                await until(lambda: one.hub.sessions_of("bob") + two.hub.sessions_of("bob") == 2)
+                await first.nothing_more()
+
+
 async def test_who_connects_early_and_signs_in_late_comes_late() -> None:
     async with cluster(2, max_connections_per_user=1) as nodes:
         one, two = nodes.nodes

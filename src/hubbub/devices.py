@@ -48,7 +48,13 @@ class Devices:
             hub.stoppers.append(self._stop)
 
     def _entered(self, session: Session) -> None:
-        if not self._cluster.others or len(self._new) >= MAX_NEW:
+        for other in session.user or ():
+            self._look_at(other, session.entered)
+
+    def _look_at(self, session: Session, now: float) -> None:
+        """Ask the others of a session that came just now."""
+        young = now - session.entered <= 2 * AT_ONCE
+        if not young or not self._cluster.others or len(self._new) >= MAX_NEW:
             return
         self._new[session] = None
         if self._timer is None:
@@ -104,9 +110,13 @@ class Devices:
         now, users = self._hub.clock.monotonic(), self._hub.users
         counts = []
         for user_id, session_id, age in message.sessions:
-            user = users.get(user_id)
-            others = user.sessions if user is not None else ()
-            counts.append(sum(_before((now - each.entered, each.id), (age, session_id)) for each in others))
+            count = 0
+            for each in users.get(user_id, ()):
+                if _before((now - each.entered, each.id), (age, session_id)):
+                    count += 1
+                else:  # it may have been counted as the earlier one before that came
+                    self._look_at(each, now)
+            counts.append(count)
         return counts
 
 
