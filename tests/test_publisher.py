@@ -435,7 +435,10 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(monkeypatch: pyt
         with pytest.raises(ClientError) as refused:
             hub.publish(channel, 1)
         assert refused.value.code == ErrorCode.INVALID_MESSAGE
-    for channel, instead in (("user:bob", r"notify\(\)"), ("room:general", "POST /api/rooms/{room_id}/messages.*API key")):
+    for channel, instead in (
+        ("user:bob", r"notify\(\)"),
+        ("room:general", "POST /api/rooms/{room_id}/messages.*API key"),
+    ):
         with pytest.raises(ClientError, match=instead) as refused:
             hub.publish(channel, 1)
         assert refused.value.code == ErrorCode.FORBIDDEN
