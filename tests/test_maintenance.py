@@ -278,7 +278,7 @@ def test_beside_a_running_server(tmp_path: Path) -> None:
         for arguments in (("import", file, "--room", "plans"), ("users", "erase", "alice", "--yes"), ("migrate",)):
             done = run(tmp_path, *arguments)
             assert (done.returncode, done.stdout) == (2, "")
-            one_sentence(done.stderr, "another process", str(server.process.pid), "stop it")
+            one_sentence(done.stderr, "another process", str(server.process.pid), "Stop it")
         server.stop()
     done = run(tmp_path, "users", "erase", "alice", "--yes")
     assert (done.returncode, done.stderr) == (0, "")

@@ -138,7 +138,7 @@ def test_two_processes_cannot_write(sqlite_url: str) -> None:
             with pytest.raises(ConfigurationError) as refused:
                 await engine_for(sqlite_url, readers=1, full_sync=True).start()
             assert f"another process (pid {holder.pid}) writes to" in str(refused.value)
-            assert "use PostgreSQL (HUBBUB_DATABASE_URL)" in str(refused.value)
+            assert "or PostgreSQL (HUBBUB_DATABASE_URL)" in str(refused.value)
 
         asyncio.run(second())
         holder.kill()
