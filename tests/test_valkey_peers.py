@@ -21,7 +21,7 @@ from hubbub.ports import BEAT, LEASE, Here, Request
 from hubbub.settings import ChannelOptions
 from hubbub.testing.place import Node
 from tests.engine_support import Engine
-from tests.fault_proxy import fault_proxy
+from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.support import settings_for
 from tests.test_others import Reader
 from tests.valkey_place import ValkeyPlace, end_without_a_word
@@ -297,18 +297,24 @@ async def test_a_node_that_was_cut_off_for_a_moment_hears_everything_once(own_va
         assert two.ear.gaps == 0
 
 
-async def test_who_was_away_for_too_long_hears_that_it_missed_some(
-    own_valkey: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bus, "KEPT", 5)
-    async with place(own_valkey).nodes(1) as (one,), fault_proxy(("127.0.0.1", own_valkey.port)) as way:
-        two = Node(
-            place(own_valkey), ValkeyBroker(settings_for(valkey_url=way.url, valkey_prefix=PREFIX), SystemClock())
-        )
+@asynccontextmanager
+async def one_is_cut_off(engine: Engine) -> AsyncIterator[tuple[Node, Node, FaultProxy]]:
+    """Two nodes that know each other; the second one has lost its way to the engine, until ``accept``."""
+    async with place(engine).nodes(1) as (one,), fault_proxy(("127.0.0.1", engine.port)) as way:
+        two = Node(place(engine), ValkeyBroker(settings_for(valkey_url=way.url, valkey_prefix=PREFIX), SystemClock()))
         await two.start()
         await eventually(lambda: len(two.ear.alive) == 1, "they know each other")
         await way.refuse()
         way.reset()
+        yield one, two, way
+        await two.stop()
+
+
+async def test_who_was_away_for_too_long_hears_that_it_missed_some(
+    own_valkey: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus, "KEPT", 5)
+    async with one_is_cut_off(own_valkey) as (one, two, way):
         for number in range(20):
             await one.peers.tell(b"%d" % number)
         await way.accept()
@@ -317,20 +323,12 @@ async def test_who_was_away_for_too_long_hears_that_it_missed_some(
         assert two.ear.gaps == 1
         await one.peers.tell(b"20")
         await eventually(lambda: len(two.ear.messages) == 6, "it goes on")
-        await two.stop()
 
 
 async def test_what_is_not_kept_pushes_nothing_out_that_is(own_valkey: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that was cut off misses questions, and nothing else, however many were asked."""
     monkeypatch.setattr(bus, "KEPT", 5)
-    async with place(own_valkey).nodes(1) as (one,), fault_proxy(("127.0.0.1", own_valkey.port)) as way:
-        two = Node(
-            place(own_valkey), ValkeyBroker(settings_for(valkey_url=way.url, valkey_prefix=PREFIX), SystemClock())
-        )
-        await two.start()
-        await eventually(lambda: len(two.ear.alive) == 1, "they know each other")
-        await way.refuse()
-        way.reset()
+    async with one_is_cut_off(own_valkey) as (one, two, way):
         await one.peers.tell(b"kept")
         for number in range(20):
             await one.peers.tell(b"%d" % number, keep=False)
@@ -340,7 +338,6 @@ async def test_what_is_not_kept_pushes_nothing_out_that_is(own_valkey: Engine, m
         await eventually(lambda: len(two.ear.messages) >= 2, "it goes on")
         assert [message for _, message in two.ear.messages] == [b"kept", b"more"]
         assert two.ear.gaps == 0
-        await two.stop()
 
 
 async def test_an_engine_that_is_another_one_means_that_messages_were_missed(own_valkey: Engine) -> None:
