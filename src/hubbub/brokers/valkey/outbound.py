@@ -208,7 +208,8 @@ class Outbound:
         deadline = self._queue[0].deadline
         while self._queue and count < BATCH and size < BATCH_BYTES:
             entry = self._queue.popleft()
-            self._local -= entry.options.offline == "local"
+            if self._local:
+                self._local -= entry.options.offline == "local"
             count += 1
             size += len(entry.body)
             single = entry.once is not None or entry.version is not None
